@@ -1,0 +1,1 @@
+"""REST: one file per resource, views of a few lines, schemas beside them."""

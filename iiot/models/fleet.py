@@ -1,0 +1,140 @@
+"""Devices, what proves them, what they send and when they were connected."""
+
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, LargeBinary, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import Text
+
+from iiot.models.base import Base, Big, BigRowId, Created, Moment, RowId
+from iiot.tenancy import TenantOwned
+
+
+def _of_device(table: str) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        ["tenant_id", "device_id"],
+        ["iiot.device.tenant_id", "iiot.device.id"],
+        ondelete="CASCADE",
+        name=f"fk_{table}_device",
+    )
+
+
+class Device(TenantOwned, Base):
+    """A thing that sends or is commanded, addressed by `uid`."""
+
+    __tablename__ = "device"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["iiot.tenant.id"], ondelete="CASCADE", name="fk_device_tenant"),
+        UniqueConstraint("tenant_id", "external_id"),
+        CheckConstraint("status IN ('new', 'online', 'offline')", name="status"),
+        Index("ix_device_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
+        Index("ix_device_tenant_id_name", "tenant_id", text("lower(name)")),
+        Index("ix_device_tenant_id_status", "tenant_id", "status"),
+    )
+
+    id: Mapped[RowId] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    type: Mapped[str] = mapped_column(server_default="default")
+    external_id: Mapped[str | None]
+    is_gateway: Mapped[bool] = mapped_column(server_default=text("false"))
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    enabled: Mapped[bool] = mapped_column(server_default=text("true"))
+    status: Mapped[str] = mapped_column(server_default="new")
+    # Whether the device tells its state itself (status topic, last will); only others go offline by silence.
+    tells_status: Mapped[bool] = mapped_column(server_default=text("false"))
+    version: Mapped[int] = mapped_column(server_default="1")
+    created_at: Mapped[Created]
+    updated_at: Mapped[Created]
+    last_seen_at: Mapped[Moment | None]
+
+
+class Credential(TenantOwned, Base):
+    """A token of a device; only a keyed hash and the broker's verifier are stored."""
+
+    __tablename__ = "credential"
+    __table_args__ = (_of_device("credential"), Index("ix_credential_tenant_id_device_id", "tenant_id", "device_id"))
+
+    id: Mapped[RowId] = mapped_column(primary_key=True)
+    device_id: Mapped[int]
+    token_hash: Mapped[str] = mapped_column(unique=True)
+    mqtt_salt: Mapped[bytes] = mapped_column(LargeBinary)
+    mqtt_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    mqtt_iterations: Mapped[int]
+    created_at: Mapped[Created]
+    last_used_at: Mapped[Moment | None]
+    revoked_at: Mapped[Moment | None]
+
+
+class Signal(TenantOwned, Base):
+    """One named series of a device."""
+
+    __tablename__ = "signal"
+    __table_args__ = (
+        _of_device("signal"),
+        UniqueConstraint("tenant_id", "device_id", "key"),
+        CheckConstraint("type IN ('number', 'boolean', 'string', 'json')", name="type"),
+    )
+
+    id: Mapped[RowId] = mapped_column(primary_key=True)
+    device_id: Mapped[int]
+    key: Mapped[str]
+    type: Mapped[str]
+    unit: Mapped[str | None]
+    minimum: Mapped[float | None]
+    maximum: Mapped[float | None]
+    created_at: Mapped[Created]
+
+
+class RejectedMessage(TenantOwned, Base):
+    """A message that was refused, whole or in part: the payload (at most 64 KiB of it) and the reason are kept."""
+
+    __tablename__ = "rejected_message"
+    __table_args__ = (
+        _of_device("rejected_message"),
+        Index("ix_rejected_message_tenant_id_device_id_id", "tenant_id", "device_id", "id"),
+    )
+
+    id: Mapped[BigRowId] = mapped_column(primary_key=True)
+    device_id: Mapped[int]
+    received_at: Mapped[Created]
+    protocol: Mapped[str]
+    topic: Mapped[str]
+    code: Mapped[str]
+    reason: Mapped[str]
+    payload: Mapped[bytes] = mapped_column(LargeBinary)
+    size: Mapped[int]
+    details: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+
+
+class ConnectionEvent(TenantOwned, Base):
+    """A device came online or went offline, and why."""
+
+    __tablename__ = "connection_event"
+    __table_args__ = (
+        _of_device("connection_event"),
+        Index("ix_connection_event_tenant_id_device_id_id", "tenant_id", "device_id", "id"),
+    )
+
+    id: Mapped[BigRowId] = mapped_column(primary_key=True)
+    device_id: Mapped[int]
+    at: Mapped[Created]
+    online: Mapped[bool]
+    reason: Mapped[str]
+
+
+class UsageDay(TenantOwned, Base):
+    """Readings stored per tenant and day (UTC)."""
+
+    __tablename__ = "usage_day"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id"], ["iiot.tenant.id"], ondelete="CASCADE", name="fk_usage_day_tenant"),
+    )
+
+    day: Mapped[Moment] = mapped_column(primary_key=True)
+    readings: Mapped[Big] = mapped_column(server_default="0")
+    messages: Mapped[Big] = mapped_column(server_default="0")
+
+
+__all__ = ["ConnectionEvent", "Credential", "Device", "RejectedMessage", "Signal", "UsageDay"]

@@ -1,0 +1,71 @@
+"""The commands a person pastes to make a device send: real addresses, and the token where it is known."""
+
+from dataclasses import dataclass
+
+from iiot.config import Settings, split_bind
+
+PLACEHOLDER = "YOUR_TOKEN"
+EVERYWHERE = ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One way to send a first reading."""
+
+    title: str
+    where: str
+    text: str
+    note: str = ""
+
+
+def mqtt_address(settings: Settings, http_host: str) -> tuple[str, int]:
+    """Host and port of the broker as a device reaches it; one that listens everywhere is reached by the portal's own name."""
+    host, port = split_bind(settings.mqtt_public or settings.mqtt_bind)
+    return (http_host if host in EVERYWHERE else host), port
+
+
+def examples(settings: Settings, base_url: str, uid: str, token: str | None) -> list[Example]:
+    """Commands for the device `uid`; `base_url` is the portal as the reader's browser reaches it."""
+    base = (settings.public_url or base_url).rstrip("/")
+    host, port = mqtt_address(settings, base.partition("://")[2].partition("/")[0].rpartition(":")[0] or base)
+    word = token or PLACEHOLDER
+    return [
+        Example("MQTT", f"{host}:{port}", _mosquitto(host, port, uid, word), "From the package mosquitto-clients. QoS 1: it returns when the message is stored."),
+        Example("HTTP", f"{base}/api/v1/telemetry", _curl(base, uid, word), "The answer says how many readings were stored, and why any were not."),
+        Example("Python", "paho-mqtt 2", _paho(host, port, uid, word), "Sends a reading every second. Install the library with: pip install paho-mqtt"),
+    ]
+
+
+def _mosquitto(host: str, port: int, uid: str, token: str) -> str:
+    return (
+        f"mosquitto_pub -h {host} -p {port} -q 1 \\\n"
+        f"  -i {uid} -u {uid} -P '{token}' \\\n"
+        f"  -t iiot/{uid}/up/telemetry \\\n"
+        """  -m '{"temperature": 21.5, "running": true}'"""
+    )
+
+
+def _curl(base: str, uid: str, token: str) -> str:
+    return (
+        f"curl -u '{uid}:{token}' \\\n"
+        "  -H 'Content-Type: application/json' \\\n"
+        """  -d '{"temperature": 21.5, "running": true}' \\\n"""
+        f"  {base}/api/v1/telemetry"
+    )
+
+
+def _paho(host: str, port: int, uid: str, token: str) -> str:
+    return f'''import json, random, time
+import paho.mqtt.client as mqtt
+
+uid, token = "{uid}", "{token}"
+client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=uid)
+client.username_pw_set(uid, token)
+client.will_set(f"iiot/{{uid}}/up/status", "offline", qos=1, retain=True)
+client.connect("{host}", {port})
+client.loop_start()
+client.publish(f"iiot/{{uid}}/up/status", "online", qos=1, retain=True)
+while True:
+    reading = {{"temperature": round(random.gauss(21.5, 0.4), 2), "running": True}}
+    client.publish(f"iiot/{{uid}}/up/telemetry", json.dumps(reading), qos=1).wait_for_publish()
+    time.sleep(1)'''

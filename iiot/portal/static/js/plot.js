@@ -1,0 +1,33 @@
+// What all charts share: colours of the theme, axes, size.
+import uPlot from "../vendor/uplot.js";
+
+const probe = document.createElement("span");
+
+/** The colour behind a CSS variable in the present theme, as canvas understands it. */
+export function colour(name) {
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const value = getComputedStyle(probe).color;
+  probe.remove();
+  return value;
+}
+
+export const seriesColour = (index) => `--chart-${(index % 6) + 1}`;
+
+export function axis(extra = {}) {
+  const line = { stroke: () => colour("--line"), width: 1 };
+  return { stroke: () => colour("--quiet"), font: '12px "Inter Variable", sans-serif', grid: line, ticks: { ...line, size: 4 }, ...extra };
+}
+
+/** A uPlot that keeps the size of `box` and follows the theme; returns it with the function that ends it. */
+export function plot(box, options, data) {
+  const size = () => ({ width: Math.max(160, box.clientWidth), height: Math.max(80, box.clientHeight - (options.legend?.show === false ? 0 : 30)) });
+  const chart = new uPlot({ ...size(), ...options }, data, box);
+  const observer = new ResizeObserver(() => chart.setSize(size()));
+  observer.observe(box);
+  const redraw = () => chart.redraw(false, true);
+  addEventListener("iiot:theme", redraw);
+  return { chart, end: () => { observer.disconnect(); removeEventListener("iiot:theme", redraw); chart.destroy(); } };
+}
+
+export { uPlot };

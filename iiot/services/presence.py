@@ -1,0 +1,51 @@
+"""Online and offline: what a device, its last will or its silence says about its connection."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from iiot import events, tenancy
+from iiot.clock import rfc3339
+from iiot.models import ConnectionEvent, Device, Tenant
+
+
+@dataclass(slots=True)
+class StatusEvent:
+    """A device's word about itself. `uid` is proved by the edge; `reason` is for people (`status topic`, `last will`, …)."""
+
+    uid: str
+    online: bool
+    reason: str
+
+
+def status(changes: Sequence[StatusEvent]) -> None:
+    """Store a batch of status messages in one commit and tell the browsers; unknown devices are skipped.
+
+    Several messages of one device in a batch: each makes a connection event, the last one is the state. Raises what the database raises.
+    """
+    with tenancy.work(tenancy.system("ingest")) as db:
+        for change in changes:
+            _apply(db, change)
+
+
+def _apply(db: Session, change: StatusEvent) -> None:
+    device = db.execute(
+        select(Device.tenant_id, Device.id, Device.status, Device.enabled, Tenant.uid, Device.last_seen_at)
+        .join(Tenant, Tenant.id == Device.tenant_id)
+        .where(Device.uid == change.uid)
+    ).one_or_none()
+    state = "online" if change.online else "offline"
+    if device is None or not device.enabled:
+        return
+    values = {"tells_status": True, "status": state} | ({"last_seen_at": func.now()} if change.online else {})
+    own = (Device.tenant_id == device.tenant_id, Device.id == device.id)
+    db.execute(update(Device).where(*own).values(values).execution_options(synchronize_session=False))
+    if device.status == state:
+        return
+    row = {"tenant_id": device.tenant_id, "device_id": device.id, "online": change.online, "reason": change.reason[:200]}
+    db.execute(insert(ConnectionEvent).inline(), [row])
+    tenant, seen = device.uid, db.scalar(select(func.now())) if change.online else device.last_seen_at
+    told = {"device_id": change.uid, "status": state, "last_seen_at": rfc3339(seen)}
+    tenancy.after_commit(db, lambda: events.device(tenant, change.uid, told))

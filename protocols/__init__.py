@@ -1,0 +1,1 @@
+"""Protocol adapters: each brings messages of devices in, and answers out, over one protocol."""

@@ -1,0 +1,127 @@
+"""What an adapter is: the contract between one protocol and the runner.
+
+A module `protocols/<name>.py` is an adapter. It offers
+
+- `NAME`: the word for `python -m protocols run <name>`, equal to the module's name;
+- `DESCRIPTION`: one line for `python -m protocols list`;
+- `make(settings) -> Adapter`: builds it from the portal's settings; raises `AdapterError` with a text that says which
+  setting is missing or wrong. Nothing is connected yet.
+
+Adapters import this module and their protocol's library, never the database, the web framework or each other. They do
+not retry, do not batch and do not parse payloads: the runner does, once for all of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Kind = Literal["telemetry", "status", "other"]
+
+
+class AdapterError(Exception):
+    """The adapter cannot work as it is set up; the text says what to do. The runner does not try again."""
+
+
+class ConnectionLost(Exception):
+    """The connection failed or ended. The runner calls `run` again after a pause (exponential, jittered, to 60 s)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a message, or one reading of it (`index`, `key`), was not stored. The fields of CONTRACT 5 `down/error`.
+
+    `retry_after` is in seconds; None means that sending the same again is pointless.
+    """
+
+    code: str
+    reason: str
+    limit: str | None = None
+    retry_after: int | None = None
+    index: int | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a message. It is final: the database has committed.
+
+    `accepted` counts its readings that are stored now, or were before. `refusals` is empty when that is all of them.
+    `ack_ts` is the newest stored time in milliseconds since the epoch when the device asked for an acknowledgement.
+    """
+
+    accepted: int = 0
+    refusals: tuple[Refusal, ...] = ()
+    ack_ts: int | None = None
+
+
+class Message:
+    """One message of a device. A plain class with slots: thirty thousand are made per second.
+
+    - `uid`: the device, as the protocol has authenticated it, never taken from the payload;
+    - `kind`: "telemetry", "status", or "other" for what the portal does not know;
+    - `topic`: where it was sent, for people who look for the reason of a rejection;
+    - `settle(message, outcome)`: called exactly once, after the commit, from the runner's writer thread, in the order
+      of delivery. Never called when the commit failed: the runner tries again, and after a crash the protocol
+      redelivers. It must not block and must not raise; after the connection has ended it must do nothing;
+    - `receipt`: the adapter's own note for settling;
+    - `retained`: an old state that the broker repeats, not news;
+    - `received`: when it came, by time.monotonic().
+    """
+
+    __slots__ = ("content_type", "kind", "payload", "receipt", "received", "retained", "settle", "topic", "uid")
+
+    def __init__(  # noqa: PLR0913 - a record; keyword arguments would cost a tenth of the whole message's time
+        self,
+        uid: str,
+        kind: Kind,
+        payload: bytes,
+        topic: str,
+        settle: Callable[[Message, Outcome], None],
+        receipt: Any = None,
+        content_type: str | None = None,
+        retained: bool = False,
+    ) -> None:
+        self.uid = uid
+        self.kind = kind
+        self.payload = payload
+        self.topic = topic
+        self.settle = settle
+        self.receipt = receipt
+        self.content_type = content_type
+        self.retained = retained
+        self.received = time.monotonic()
+
+
+class Inbox(Protocol):
+    """The runner as an adapter sees it. All methods may be called from any thread."""
+
+    def deliver(self, message: Message) -> None:
+        """Take a message over. Waits while the bounded queue is full: that is the back-pressure to the socket."""
+
+    def connected(self) -> None:
+        """Say that the connection is up and subscribed; the next failure starts again with a short pause."""
+
+    def finish(self) -> None:
+        """Wait until everything delivered is settled or given up (bounded time). For the end of `run`."""
+
+
+class Adapter(Protocol):
+    """One protocol. Made by the module's `make`."""
+
+    def check(self) -> None:
+        """Connect once and leave, without taking messages. Raises AdapterError with what to do when it cannot."""
+
+    def run(self, inbox: Inbox, stop: threading.Event) -> None:
+        """One life of the connection, in the calling thread: connect, deliver, let `settle` acknowledge.
+
+        Returns only after `stop` is set: then stop reading at once, call `inbox.finish()`, send what `settle` has
+        queued, and leave so that unsettled messages come again (a persistent session stays).
+        Raises ConnectionLost when the connection cannot be made or ends, AdapterError when trying again is pointless.
+        """
+
+    def send(self, uid: str, token: str, payload: bytes) -> None:
+        """Act as a device and send one telemetry message; returns when the protocol has confirmed it, else raises AdapterError."""

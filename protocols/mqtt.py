@@ -1,0 +1,362 @@
+"""The MQTT adapter: subscribes to what devices send, acknowledges after the commit, tells devices what was refused.
+
+One connection with a fixed client id and a session that survives it: what is not acknowledged comes again. MQTT 5 by
+default, because there the client states how many unacknowledged messages it takes (Receive Maximum); with 3.1.1
+Mosquitto's `max_inflight_messages` decides, 20 unless configured.
+
+Subscribed at QoS 1, on purpose also for messages published at QoS 2: at QoS 2 the PUBREC, which has to be sent before
+the commit, ends the broker's duty to send the message again, so a crash would lose it. At least once plus the primary
+key of telemetry is exactly once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from protocols.base import AdapterError, ConnectionLost, Inbox, Kind, Message, Outcome, Refusal
+from protocols.mqtt_stream import BufferedClient, Stream
+
+NAME = "mqtt"
+DESCRIPTION = "MQTT 5 and 3.1.1: iiot/<uid>/up/… from the broker of IIOT_MQTT_URL"
+
+CLIENT_ID: Final = "iiot-adapter"
+SUBSCRIPTION: Final = "iiot/+/up/#"
+STATUS_TOPIC: Final = "iiot/service/mqtt/status"
+NEVER_EXPIRES: Final = 0xFFFFFFFF
+RECEIVE_MAXIMUM: Final = 20_000
+CONNECT_SECONDS: Final = 10.0
+# How long the loop sleeps when nothing happens; also the longest time until it sees `stop`.
+TICK_SECONDS: Final = 0.25
+# Refusals told to a device per message; the full list is in rejected_message.
+TOLD_PER_MESSAGE: Final = 5
+# Notices to devices wait here while they are offline to us; beyond it they are dropped, as they are a courtesy.
+NOTICES_QUEUED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the broker is and who connects. `version` 5 or 4 (which means 3.1.1)."""
+
+    host: str
+    port: int
+    username: str | None
+    password: str | None
+    version: Literal[4, 5] = 5
+    tls: bool = False
+
+
+def parse_url(url: str) -> Address:
+    """`mqtt://user:password@host:port`, `mqtts://` for TLS, `?version=3.1.1` for old brokers. Raises AdapterError."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or port == 0:
+        raise AdapterError("IIOT_MQTT_URL must look like mqtt://user:password@host:1883 (mqtts:// for TLS)")
+    if parts.query not in ("", "version=5", "version=3.1.1"):
+        raise AdapterError("IIOT_MQTT_URL knows one option: ?version=5 or ?version=3.1.1")
+    tls = parts.scheme == "mqtts"
+    return Address(
+        parts.hostname,
+        port or (8883 if tls else 1883),
+        unquote(parts.username) if parts.username else None,
+        unquote(parts.password) if parts.password else None,
+        4 if parts.query.endswith("3.1.1") else 5,
+        tls,
+    )
+
+
+def make(settings: Any) -> MqttAdapter:
+    """Build the adapter from the portal's settings (`mqtt_url`)."""
+    if not settings.mqtt_url:
+        raise AdapterError("there is no MQTT broker: set IIOT_MQTT_URL, or start the embedded one: python -m iiot up")
+    return MqttAdapter(parse_url(settings.mqtt_url))
+
+
+class MqttAdapter:
+    """See `protocols.base.Adapter`."""
+
+    def __init__(self, address: Address, client_id: str = CLIENT_ID) -> None:
+        self.address = address
+        self.client_id = client_id
+
+    def check(self) -> None:
+        """Log in with a client id of our own kind and leave."""
+        client = _client(self.address, self.client_id, persistent=True)
+        try:
+            _connect(client, self.address)
+        except ConnectionLost as error:
+            raise AdapterError(str(error)) from error
+        client.disconnect()
+
+    def run(self, inbox: Inbox, stop: threading.Event) -> None:
+        """One connection, from CONNECT to its end."""
+        _Connection(self.address, self.client_id, inbox).serve(stop)
+
+    def send(self, uid: str, token: str, payload: bytes) -> None:
+        """Publish one telemetry message as the device, QoS 1; its PUBACK is the broker's, not yet the database's."""
+        address = Address(self.address.host, self.address.port, uid, token, self.address.version, self.address.tls)
+        client = _client(address, uid, persistent=False)
+        try:
+            _connect(client, address)
+            info = client.publish(f"iiot/{uid}/up/telemetry", payload, qos=1)
+            _loop_until(client, info.is_published)
+        except ConnectionLost as error:
+            raise AdapterError(str(error)) from error
+        client.disconnect()
+
+
+class _Connection:
+    """One connection and the loop that serves it, in the runner's main thread; `settle` is called by its writer."""
+
+    def __init__(self, address: Address, client_id: str, inbox: Inbox) -> None:
+        self.inbox = inbox
+        self.address = address
+        self.alive = True
+        self.subscribed = False
+        self.lost: str | None = None
+        # The writer wakes the loop through this pair when it has queued acknowledgements.
+        self.bell, self.button = socket.socketpair()
+        self.bell.setblocking(False)
+        self.button.setblocking(False)
+        self.client = client = _client(address, client_id, persistent=True)
+        client.will_set(STATUS_TOPIC, "offline", qos=1, retain=True)
+        client.max_queued_messages_set(NOTICES_QUEUED)
+        client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
+        client.on_disconnect = self._on_disconnect
+        # With this callback set paho only queues what other threads send, and calls it once per burst.
+        client.on_socket_register_write = self._on_register_write
+
+    def serve(self, stop: threading.Event) -> None:
+        """Connect, subscribe, deliver until `stop` or the end of the connection."""
+        try:
+            _connect(self.client, self.address)
+            self._subscribe()
+            self._loop(stop)
+            self._leave()
+        except OSError as error:
+            raise ConnectionLost(f"the connection to the broker failed: {error}") from error
+        finally:
+            self.alive = False
+            _drop(self.client)
+            self.bell.close()
+            self.button.close()
+
+    def _subscribe(self) -> None:
+        if self.address.version == 5:
+            # Retained states come once per session, not at every reconnect.
+            options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
+            self.client.subscribe(SUBSCRIPTION, options=options)
+        else:
+            self.client.subscribe(SUBSCRIPTION, qos=1)
+
+    def _loop(self, stop: threading.Event) -> None:
+        """Read what has come, write what is queued, keep alive."""
+        client = self.client
+        sock = _stream(client)
+        poller = select.poll()
+        poller.register(self.bell, select.POLLIN)
+        poller.register(sock, select.POLLIN)
+        writing, next_misc = False, 0.0
+        while not stop.is_set():
+            if writing != sock.unsent:
+                writing = sock.unsent
+                poller.modify(sock, select.POLLIN | (select.POLLOUT if writing else 0))
+            for fd, _event in poller.poll(TICK_SECONDS * 1000):
+                if fd == self.bell.fileno():
+                    self._quiet_bell()
+                elif fd == sock.fileno():
+                    self._check(client.loop_read())
+                    while sock.buffered and not stop.is_set():
+                        self._check(client.loop_read())
+            self._write()
+            now = time.monotonic()
+            if now >= next_misc:
+                next_misc = now + 1.0
+                self._check(client.loop_misc())
+
+    def _write(self) -> None:
+        """Send everything that is queued. Asked again each round: a burst may have begun before paho's flag fell."""
+        sock = _stream(self.client)
+        while self.client.want_write():
+            self._check(self.client.loop_write())
+        sock.flush()
+
+    def _leave(self) -> None:
+        """Stopped: let the runner settle what it has, send the acknowledgements, and keep the session at the broker."""
+        self.inbox.finish()
+        self.client.publish(STATUS_TOPIC, "offline", qos=0, retain=True)
+        self._write()
+        deadline = time.monotonic() + 2.0
+        while _stream(self.client).unsent and time.monotonic() < deadline:
+            select.select([], [_stream(self.client)], [], TICK_SECONDS)
+            _stream(self.client).flush()
+        self.client.disconnect()
+        self.client.loop_write()
+
+    def _check(self, code: MQTTErrorCode) -> None:
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS or self.lost is not None:
+            raise ConnectionLost(self.lost or f"the connection to the broker ended: {code.name}")
+
+    def _quiet_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self.bell.recv(4096):
+                pass
+
+    def _on_register_write(self, _client: Client, _userdata: Any, _sock: Any) -> None:
+        # Full: the loop is awake anyway. Closed: there is nobody to wake.
+        with contextlib.suppress(OSError):
+            self.button.send(b"!")
+
+    def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
+        # A topic that is not UTF-8 never gets here: brokers refuse it (MQTT 5 section 1.5.4).
+        topic = message.topic
+        _, uid, _, rest = topic.split("/", 3)
+        kind: Kind = "telemetry" if rest == "telemetry" else "status" if rest == "status" else "other"
+        receipt = (message.mid, message.qos)
+        properties = message.properties
+        content_type = getattr(properties, "ContentType", None) if properties is not None else None
+        self.inbox.deliver(
+            Message(uid, kind, bytes(message.payload), topic, self._settle, receipt, content_type, message.retain)
+        )
+
+    def _on_subscribe(
+        self, _client: Client, _userdata: Any, _mid: int, codes: list[ReasonCode], _props: Properties | None
+    ) -> None:
+        if any(code.is_failure for code in codes):
+            self.lost = f"the broker refused the subscription to {SUBSCRIPTION}: {codes[0]}; check the adapter's role"
+            return
+        self.subscribed = True
+        self.client.publish(STATUS_TOPIC, "online", qos=1, retain=True)
+        self.inbox.connected()
+
+    def _on_disconnect(
+        self, _client: Client, _userdata: Any, _flags: DisconnectFlags, code: ReasonCode, _props: Properties | None
+    ) -> None:
+        self.lost = f"the broker ended the connection: {code}"
+
+    def _settle(self, message: Message, outcome: Outcome) -> None:
+        """Acknowledge on the connection the message came by. On a later one its number belongs to another message."""
+        if not self.alive:
+            return
+        if outcome.refusals:
+            self._tell_refusals(message, outcome.refusals)
+        if outcome.ack_ts is not None:
+            self._tell(message.uid, "ack", {"ts": outcome.ack_ts})
+        mid, qos = message.receipt
+        if qos:
+            self.client.ack(mid, qos)
+
+    def _tell_refusals(self, message: Message, refusals: tuple[Refusal, ...]) -> None:
+        for refusal in refusals[:TOLD_PER_MESSAGE]:
+            notice: dict[str, Any] = {
+                "code": refusal.code,
+                "reason": refusal.reason,
+                "limit": refusal.limit,
+                "retry_after": refusal.retry_after,
+                "topic": message.topic,
+            }
+            if refusal.key is not None:
+                notice["key"] = refusal.key
+            if refusal.index is not None:
+                notice["index"] = refusal.index
+            self._tell(message.uid, "error", notice)
+
+    def _tell(self, uid: str, word: str, notice: dict[str, Any]) -> None:
+        self.client.publish(f"iiot/{uid}/down/{word}", json.dumps(notice, ensure_ascii=False), qos=1)
+
+
+def _stream(client: Client) -> Stream:
+    sock = client.socket()
+    if not isinstance(sock, Stream):
+        raise ConnectionLost("the connection to the broker ended")
+    return sock
+
+
+def _client(address: Address, client_id: str, *, persistent: bool) -> Client:
+    """A client that acknowledges by hand and, when `persistent`, finds its session again."""
+    five = address.version == 5
+    client = BufferedClient(
+        CallbackAPIVersion.VERSION2,
+        client_id,
+        clean_session=None if five else not persistent,
+        protocol=MQTTProtocolVersion.MQTTv5 if five else MQTTProtocolVersion.MQTTv311,
+        manual_ack=True,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = CONNECT_SECONDS
+    client.username_pw_set(address.username, address.password)
+    if address.tls:
+        client.tls_set()
+    if persistent:
+        client.user_data_set("persistent")
+    return client
+
+
+def _connect(client: Client, address: Address) -> None:
+    """CONNECT and wait for the answer. Raises ConnectionLost with the broker's reason and what to look at."""
+    answers: list[ReasonCode] = []
+
+    def on_connect(_client: Client, _userdata: Any, _flags: ConnectFlags, code: ReasonCode, _props: Any) -> None:
+        answers.append(code)
+
+    persistent = client.user_data_get() == "persistent"
+    client.on_connect = on_connect
+    where = f"the broker at {address.host}:{address.port}"
+    try:
+        if address.version == 5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            if persistent:
+                properties.SessionExpiryInterval = NEVER_EXPIRES
+                properties.ReceiveMaximum = RECEIVE_MAXIMUM
+            client.connect(address.host, address.port, 60, clean_start=not persistent, properties=properties)
+        else:
+            client.connect(address.host, address.port, 60)
+        _loop_until(client, lambda: bool(answers))
+    except OSError as error:
+        raise ConnectionLost(f"{where} cannot be reached: {error}") from error
+    if answers[0].is_failure:
+        _drop(client)
+        raise ConnectionLost(f"{where} refused the login: {answers[0]}; check user and password in IIOT_MQTT_URL")
+
+
+def _loop_until(client: Client, done: Any) -> None:
+    """Serve the connection in this thread until `done()`, at most CONNECT_SECONDS."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while not done():
+        sock = _stream(client)
+        if client.want_write():
+            client.loop_write()
+        if client.socket() is not None:
+            sock.flush()
+        if not sock.buffered:
+            select.select([sock], [], [], TICK_SECONDS)
+        code = client.loop_read()
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS and not done():
+            raise ConnectionLost(f"the broker ended the connection: {code.name}")
+        if time.monotonic() > deadline:
+            raise ConnectionLost("the broker does not answer")
+
+
+def _drop(client: Client) -> None:
+    """Close the connection without a DISCONNECT, if it is still open: the broker then publishes the last will."""
+    sock = client.socket()
+    if sock is not None:
+        sock.close()

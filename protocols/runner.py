@@ -1,0 +1,344 @@
+"""The runner: one adapter, one bounded queue, one writer, one commit per batch.
+
+The adapter's thread delivers, and waits while the queue is full; so the socket is not read and the sender feels it. The
+writer takes what is there (up to BATCH messages, or what LINGER_SECONDS bring), parses it, stores it in one commit and
+only then settles, in the order of arrival. A failed commit settles nothing: the same batch is tried again. A batch that
+the database refuses for its content is halved until the message at fault is alone; that one is kept as rejected.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
+
+from iiot import clock
+from iiot.payloads import PayloadError, parse
+from iiot.services import ingest
+from protocols.base import Adapter, ConnectionLost, Message, Outcome, Refusal
+
+BATCH: Final = 2_000
+LINGER_SECONDS: Final = 0.025
+QUEUE: Final = 20_000
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 60.0
+# The supervisor gives ten seconds; what is not settled by then comes again after the next start.
+FINISH_SECONDS: Final = 5.0
+# So many messages in a row that fail alone, and none stored, mean that not the messages are at fault.
+SYSTEMIC: Final = 8
+
+messages_total = Counter("iiot_protocol_messages_total", "Messages taken over and settled.", ["protocol", "kind"])
+readings_total = Counter(
+    "iiot_protocol_readings_total", "Readings of settled messages: stored, duplicate.", ["protocol", "result"]
+)
+rejected_total = Counter("iiot_protocol_rejected_total", "Messages refused in whole or in part.", ["protocol", "code"])
+batch_messages = Histogram(
+    "iiot_protocol_batch_messages", "Messages per commit.", ["protocol"], buckets=(1, 10, 50, 100, 250, 500, 1000, 2000)
+)
+commit_seconds = Histogram(
+    "iiot_protocol_commit_seconds",
+    "Time to store one batch, in seconds.",
+    ["protocol"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+commit_failures = Counter("iiot_protocol_commit_failures_total", "Batches that had to be tried again.", ["protocol"])
+queue_messages = Gauge(
+    "iiot_protocol_queue_messages", "Messages waiting for the writer.", ["protocol"], multiprocess_mode="livesum"
+)
+lag_seconds = Gauge(
+    "iiot_protocol_lag_seconds", "Age of the oldest message at its commit.", ["protocol"], multiprocess_mode="livemax"
+)
+connected = Gauge("iiot_protocol_connected", "Whether the adapter is connected.", ["protocol"], multiprocess_mode="livemin")
+reconnects_total = Counter("iiot_protocol_reconnects_total", "Connections that failed or ended.", ["protocol"])
+
+_STORED: Final = Outcome(accepted=1)
+
+log = structlog.get_logger("protocols")
+
+
+class Store(Protocol):
+    """What the writer needs of `iiot.services.ingest`: each call is one commit and raises when it failed."""
+
+    def ingest(self, messages: Sequence[ingest.Incoming]) -> ingest.Outcomes:
+        """Store telemetry; one outcome per message, in order."""
+
+    def status(self, events: Sequence[ingest.StatusEvent]) -> None:
+        """Store what devices, or their last wills, said about their connection."""
+
+
+def pause_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row: doubling from FIRST_PAUSE to LONGEST_PAUSE, jittered to half."""
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures - 1, 20))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnections, nothing secret
+
+
+class Runner:
+    """Runs one adapter until it is stopped. Implements `protocols.base.Inbox`."""
+
+    def __init__(self, name: str, store: Store = ingest) -> None:
+        self.name = name
+        self.store = store
+        self.stop = threading.Event()
+        self._queue: deque[Message] = deque()
+        # The writer sleeps on `_filled` until the queue has `_wake_at` messages; the adapter on `_room`.
+        self._filled = threading.Event()
+        self._wake_at = 1
+        self._room = threading.Event()
+        self._done = threading.Event()
+        self._finish_by = float("inf")
+        self._failures = 0
+        self._writer = threading.Thread(target=self._write_all, name=f"{name}-writer", daemon=True)
+        self._writer.start()
+
+    # The adapter's side.
+
+    def deliver(self, message: Message) -> None:
+        """See `Inbox.deliver`. Appending to a deque is atomic; a lock here would cost more than all the rest of it."""
+        queue = self._queue
+        queue.append(message)
+        waiting = len(queue)
+        if waiting >= self._wake_at:
+            self._wake_at = QUEUE * 2
+            self._filled.set()
+        while waiting >= QUEUE and not self._done.is_set():
+            self._room.clear()
+            if len(queue) >= QUEUE:
+                self._room.wait(1.0)
+            waiting = len(queue)
+
+    def connected(self) -> None:
+        """See `Inbox.connected`."""
+        self._failures = 0
+        connected.labels(self.name).set(1)
+        log.info("connected", protocol=self.name)
+
+    def finish(self) -> None:
+        """See `Inbox.finish`. Also makes the writer leave when the queue is empty, or in FINISH_SECONDS at the latest."""
+        self._finish_by = time.monotonic() + FINISH_SECONDS
+        self.stop.set()
+        self._filled.set()
+        self._done.wait(FINISH_SECONDS + 1.0)
+
+    def run(self, adapter: Adapter) -> None:
+        """Keep the adapter connected until `stop` is set. AdapterError goes through to the caller."""
+        connected.labels(self.name).set(0)
+        try:
+            while not self.stop.is_set():
+                try:
+                    adapter.run(self, self.stop)
+                except ConnectionLost as error:
+                    connected.labels(self.name).set(0)
+                    reconnects_total.labels(self.name).inc()
+                    self._failures += 1
+                    pause = pause_after(self._failures)
+                    log.warning("connection lost", protocol=self.name, reason=str(error), retry_in=round(pause, 2))
+                    self.stop.wait(pause)
+        finally:
+            connected.labels(self.name).set(0)
+            self.finish()
+
+    # The writer's side.
+
+    def _write_all(self) -> None:
+        try:
+            while batch := self._take():
+                self._store_stubbornly(batch)
+        finally:
+            self._done.set()
+            self._room.set()
+
+    def _take(self) -> list[Message]:
+        """The next batch; empty when the runner is stopped and nothing is left."""
+        queue = self._queue
+        while not queue:
+            if self.stop.is_set() and self._finish_by != float("inf"):
+                return []
+            self._sleep(1, 1.0)
+        if len(queue) < BATCH and not self.stop.is_set():
+            self._sleep(BATCH, LINGER_SECONDS)
+        take = queue.popleft
+        batch = [take() for _ in range(min(BATCH, len(queue)))]
+        self._room.set()
+        queue_messages.labels(self.name).set(len(queue))
+        return batch
+
+    def _sleep(self, wake_at: int, seconds: float) -> None:
+        """Until the queue has `wake_at` messages, or the time is over, or the end has come."""
+        self._filled.clear()
+        self._wake_at = wake_at
+        if len(self._queue) < wake_at and not (self.stop.is_set() and self._queue):
+            self._filled.wait(seconds)
+        self._wake_at = QUEUE * 2
+
+    def _store_stubbornly(self, batch: list[Message]) -> None:
+        """Until it is stored; or until the runner is stopped and the time is over: then nobody is acknowledged."""
+        failures = 0
+        while True:
+            try:
+                outcomes = self._store(batch)
+                break
+            except Exception as error:
+                failures += 1
+                commit_failures.labels(self.name).inc()
+                pause = pause_after(failures)
+                log.error(
+                    "batch not stored, nothing acknowledged",
+                    protocol=self.name,
+                    messages=len(batch),
+                    error=f"{type(error).__name__}: {error}"[:500],
+                    retry_in=round(pause, 2),
+                )
+                if not self._may_retry(pause):
+                    self._queue.clear()
+                    return
+                # Others may show whether the batch or the database is at fault; see _Halving.
+                while self._queue and len(batch) < BATCH:
+                    batch.append(self._queue.popleft())
+                self._room.set()
+        for message, outcome in zip(batch, outcomes, strict=True):
+            message.settle(message, outcome)
+
+    def _may_retry(self, pause: float) -> bool:
+        """Wait; False when the runner is stopped and there is no time left for another attempt."""
+        if self.stop.wait(pause):
+            pause = min(pause, 0.25)
+            time.sleep(pause)
+        return time.monotonic() < self._finish_by
+
+    def _store(self, batch: list[Message]) -> list[Outcome]:
+        """Parse and commit one batch; raises when it was not stored for a reason that may pass."""
+        started = time.monotonic()
+        now_ms = clock.now_ms()
+        outcomes = [_STORED] * len(batch)
+        incoming: list[ingest.Incoming] = []
+        places: list[int] = []
+        events: list[ingest.StatusEvent] = []
+        for place, message in enumerate(batch):
+            if message.kind == "telemetry" and message.retained:
+                # It was stored when it was news. Without a time of its own it would become a reading of today.
+                continue
+            event = _status_event(message) if message.kind == "status" else None
+            if event is not None:
+                events.append(event)
+            else:
+                incoming.append(_incoming(message, self.name, now_ms))
+                places.append(place)
+        if incoming:
+            halving = _Halving(self.store, incoming)
+            for place, result in zip(places, halving.run(), strict=True):
+                if result.rejected or result.ack or result.status != "stored":
+                    outcomes[place] = _outcome(result)
+            readings_total.labels(self.name, "stored").inc(halving.stored)
+            readings_total.labels(self.name, "duplicate").inc(halving.duplicate)
+        if events:
+            self.store.status(events)
+        self._measure(batch, outcomes, started)
+        return outcomes
+
+    def _measure(self, batch: list[Message], outcomes: list[Outcome], started: float) -> None:
+        """Once per batch: a counter costs more than parsing a message."""
+        now = time.monotonic()
+        commit_seconds.labels(self.name).observe(now - started)
+        batch_messages.labels(self.name).observe(len(batch))
+        lag_seconds.labels(self.name).set(now - batch[0].received)
+        kinds = {"telemetry": 0, "status": 0, "other": 0}
+        for message in batch:
+            kinds[message.kind] += 1
+        for kind, count in kinds.items():
+            if count:
+                messages_total.labels(self.name, kind).inc(count)
+        for outcome in outcomes:
+            for code in {refusal.code for refusal in outcome.refusals}:
+                rejected_total.labels(self.name, code).inc()
+
+
+class _Halving:
+    """Stores messages in one commit, and when the database refuses them for their content, in halves.
+
+    DataError and ValueError (from the driver) name a message's content. IntegrityError and ProgrammingError also come
+    from a missing partition, table or right; so a message that fails alone is called faulty only when another one of
+    the same batch could be stored. Else the error goes up, and the batch is tried again later.
+    """
+
+    def __init__(self, store: Store, messages: list[ingest.Incoming]) -> None:
+        self.store = store
+        self.messages = messages
+        self.stored = 0
+        self.duplicate = 0
+        self.suspects: dict[int, Exception] = {}
+        self.results: dict[int, ingest.Outcome] = {}
+
+    def run(self) -> list[ingest.Outcome]:
+        """One outcome per message, in order. Raises when nothing says that the messages are at fault."""
+        self._try(0, len(self.messages))
+        for place, error in self.suspects.items():
+            if not isinstance(error, DataError | ValueError) and not self.results:
+                raise error
+            self._refuse(place, error)
+        return [self.results[place] for place in range(len(self.messages))]
+
+    def _try(self, start: int, end: int) -> None:
+        try:
+            outcomes = self.store.ingest(self.messages[start:end])
+        except (DataError, IntegrityError, ProgrammingError, ValueError) as error:
+            if end - start > 1:
+                middle = (start + end) // 2
+                self._try(start, middle)
+                self._try(middle, end)
+                return
+            self.suspects[start] = error
+            if len(self.suspects) >= SYSTEMIC and not self.results and not isinstance(error, DataError | ValueError):
+                raise
+            return
+        self.results.update(zip(range(start, end), outcomes, strict=True))
+        self.stored += outcomes.stored
+        self.duplicate += outcomes.duplicate
+
+    def _refuse(self, place: int, error: Exception) -> None:
+        """Keep the message as rejected, so that it is out of the way and somebody can look at it."""
+        message = self.messages[place]
+        log.error("message not storable", uid=message.uid, topic=message.topic, error=f"{error}"[:500])
+        refusal = PayloadError("not-storable", "the message could not be stored; the operator of the portal finds why")
+        kept = ingest.Incoming(message.uid, None, refusal, message.protocol, message.topic, message.payload)
+        self.results[place] = self.store.ingest([kept])[0]
+
+
+def _incoming(message: Message, protocol: str, now_ms: int) -> ingest.Incoming:
+    """Parse one message, or say why it is none."""
+    parsed, error = None, None
+    try:
+        if message.kind == "telemetry":
+            parsed = parse(message.payload, message.content_type, now_ms)
+        elif message.kind == "status":
+            error = PayloadError("status-invalid", "a status is the word online or offline", "online, offline")
+        else:
+            reason = f"nothing is expected on the topic {message.topic}; telemetry goes to iiot/<uid>/up/telemetry"
+            error = PayloadError("unknown-topic", reason)
+    except PayloadError as refused:
+        error = refused
+    return ingest.Incoming(message.uid, parsed, error, protocol, message.topic, message.payload)
+
+
+def _status_event(message: Message) -> ingest.StatusEvent | None:
+    """What a status message says; None when it says nothing known."""
+    word = message.payload.strip().lower()
+    if word not in (b"online", b"offline"):
+        return None
+    return ingest.StatusEvent(message.uid, word == b"online", "retained" if message.retained else "status")
+
+
+def _outcome(result: ingest.Outcome) -> Outcome:
+    """What the service says, in the words of the contract between runner and adapter."""
+    refusals = tuple(
+        Refusal(item.code, item.reason, item.limit, None, item.index, item.key) for item in result.rejected
+    )
+    if not refusals and result.status != "stored":
+        refusals = (Refusal(result.code or "rejected", result.reason or "the message was not stored", result.limit),)
+    return Outcome(result.accepted, refusals, result.newest_ts if result.ack else None)

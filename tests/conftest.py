@@ -1,0 +1,116 @@
+"""Fixtures that every kind of test shares: the servers, and settings that point at them."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from iiot.config import Settings
+from iiot.embedded import postgres as embedded_postgres
+from tests import services
+
+
+@pytest.fixture(scope="session")
+def workspace() -> Iterator[Path]:
+    """A folder for servers; its name has a space on purpose, and the servers' own user can reach it."""
+    path = Path(tempfile.mkdtemp(prefix="iiot tests "))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def folder(workspace: Path) -> Iterator[Path]:
+    """An empty folder of the test's own, reachable by the servers' user (pytest's tmp_path is not)."""
+    path = Path(tempfile.mkdtemp(prefix="one test ", dir=workspace))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(workspace: Path) -> Iterator[services.PostgresServer]:
+    """PostgreSQL 18 from the wheel; `.database()` gives settings of a fresh migrated database."""
+    server = services.PostgresServer(workspace / "postgres18")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres15(workspace: Path) -> Iterator[services.PostgresServer]:
+    """PostgreSQL 15 of the distribution, the oldest that the portal supports."""
+    programs = embedded_postgres.system_programs(15)
+    if programs is None:
+        services.missing("PostgreSQL 15 (apt-get install postgresql-15)")
+    server = services.PostgresServer(workspace / "postgres15", programs)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey(workspace: Path) -> Iterator[services.ValkeyServer]:
+    """Valkey from the wheel; database 1 is emptied before every test that uses `settings`."""
+    server = services.ValkeyServer(workspace / "valkey")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mosquitto(folder: Path) -> Iterator[services.MosquittoServer]:
+    """A Mosquitto of the test's own, so that no persistent session reaches into another test."""
+    server = services.MosquittoServer(folder / "broker")
+    server.start()
+    yield server
+    server.stop()
+
+
+def _fields(valkey: services.ValkeyServer, number: int, folder: Path) -> dict[str, Any]:
+    url = valkey.url(number)
+    with contextlib.closing(redis.Redis.from_url(url)) as client:
+        client.flushdb()
+    return {"redis_url": url, "data_dir": folder}
+
+
+@pytest.fixture
+def settings(
+    request: pytest.FixtureRequest, postgres: services.PostgresServer, valkey: services.ValkeyServer, folder: Path
+) -> Iterator[Settings]:
+    """Settings of a fresh database and an empty Valkey, active for `config.load()`.
+
+    The broker is among them when the test also asks for `mosquitto`.
+    """
+    fields = _fields(valkey, 1, folder)
+    if "mosquitto" in request.fixturenames:
+        fields |= request.getfixturevalue("mosquitto").fields
+    fresh = postgres.database(**fields)
+    with services.active(fresh):
+        yield fresh
+    postgres.drop(fresh)
+
+
+@pytest.fixture(scope="module")
+def module_settings(
+    postgres: services.PostgresServer, valkey: services.ValkeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    """Like `settings` without a broker, one for all tests of a module: for tests that make tenants of their own."""
+    fresh = postgres.database(**_fields(valkey, 2, tmp_path_factory.mktemp("data")))
+    with services.active(fresh):
+        yield fresh
+    postgres.drop(fresh)
+
+
+@pytest.fixture(scope="session")
+def stack(workspace: Path) -> Iterator[services.Stack]:
+    """The real product, started once by `python -m iiot up` in an empty data dir; `.run` is its run.json."""
+    running = services.Stack(workspace / "stack data")
+    running.start()
+    yield running
+    running.stop()

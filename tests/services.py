@@ -1,0 +1,379 @@
+"""Real servers for the tests, on free ports in a temporary folder, through the same launchers as `python -m iiot up`.
+
+Start them from the main thread: the kernel ends a server with the thread that started it, so none outlives the tests.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import psycopg2
+import pytest
+from pydantic import SecretStr
+
+from iiot import config, db, schema
+from iiot.config import Settings
+from iiot.embedded import EmbeddedError, account, mqtt, ports, postgres, valkey
+from iiot.embedded.process import Child, Program
+
+ROOT = Path(__file__).resolve().parents[1]
+SECRET = secrets.token_urlsafe(48)
+T = TypeVar("T")
+
+
+def eventually(check: Callable[[], T], timeout: float = 10.0, interval: float = 0.02) -> T:
+    """Call `check` until it returns something true and return that; an AssertionError in it counts as "not yet"."""
+    deadline = time.monotonic() + timeout
+    while True:
+        problem: AssertionError | None = None
+        value: T | None = None
+        try:
+            value = check()
+        except AssertionError as error:
+            problem = error
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: last result {value!r}") from problem
+        time.sleep(interval)
+
+
+def missing(what: str) -> NoReturn:
+    """Something of the machine that a test needs is not there: skip, but fail in CI, where nothing may be forgotten."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"missing in CI: {what}")
+    pytest.skip(f"missing: {what}")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that give another process these settings."""
+    values = dict(os.environ)
+    for name in Settings.model_fields:
+        values.pop(f"{config.PREFIX}{name.upper()}", None)
+        value = getattr(settings, name)
+        if name in settings.model_fields_set and value is not None:
+            text = value.get_secret_value() if isinstance(value, SecretStr) else value
+            values[f"{config.PREFIX}{name.upper()}"] = json.dumps(text) if isinstance(text, (list, bool)) else str(text)
+    return values
+
+
+@contextlib.contextmanager
+def active(settings: Settings) -> Iterator[Settings]:
+    """Make `config.load()` and every child process see these settings; pools of other databases are closed."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(config.PREFIX)}
+    _replace_environment(environment(settings))
+    try:
+        yield settings
+    finally:
+        for name in [name for name in os.environ if name.startswith(config.PREFIX)]:
+            del os.environ[name]
+        _replace_environment({**os.environ, **before})
+
+
+def _replace_environment(values: Mapping[str, str]) -> None:
+    os.environ.update({name: value for name, value in values.items() if name.startswith(config.PREFIX)})
+    config.load.cache_clear()
+    db.dispose()
+
+
+class Launcher(Protocol):
+    """What the embedded launchers have in common."""
+
+    def program(self) -> Program: ...
+
+
+class Server:
+    """A running server that a test may stop, kill and start again on the same port with the same data."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+        self.child: Child | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it serves; after a kill the old processes may need a moment to go."""
+        deadline = time.monotonic() + 20
+        while True:
+            child = Child(self.launcher.program())
+            try:
+                child.wait_ready()
+            except EmbeddedError:
+                child.stop()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                self.child = child
+                return
+
+    def stop(self) -> None:
+        """Stop it in an orderly way."""
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
+
+    def kill(self) -> None:
+        """kill -9, and reap it."""
+        if self.child is not None:
+            os.kill(self.child.pid, signal.SIGKILL)
+            eventually(lambda: self.child is None or self.child.exit_code() is not None)
+            self.child = None
+
+    def restart(self) -> None:
+        """Stop and start."""
+        self.stop()
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self.child is not None, "the server is not running"
+        return self.child.pid
+
+
+class PostgresServer(Server):
+    """A PostgreSQL cluster with fresh, migrated databases on demand."""
+
+    _numbers = itertools.count(1)
+    template = "iiot_template"
+
+    def __init__(self, folder: Path, programs: Path | None = None, **flags: str) -> None:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # A crash of the machine is not what the tests are about; killed servers lose nothing without fsync.
+        extra = {"fsync": "off", "shared_buffers": "64MB", "max_connections": "120", **flags}
+        self.postgres = postgres.Postgres(
+            folder,
+            folder / "secrets",
+            folder / "logs",
+            ports.free_port(),
+            account.current(),
+            programs,
+            extra=tuple(extra.items()),
+        )
+        self.postgres.initialise()
+        self._migrated = False
+        super().__init__(self.postgres)
+
+    def settings(self, database: str, **fields: Any) -> Settings:
+        """Settings whose database is `database`, nothing else configured."""
+        values = {"database_url": self.postgres.url(database), "secret_key": SECRET, **fields}
+        return config.read(_env_file=None, **values)
+
+    def empty_database(self) -> str:
+        """The name of a new database without tables."""
+        name = f"iiot_test_{next(self._numbers)}"
+        self.postgres.create_database(name)
+        return name
+
+    def database(self, **fields: Any) -> Settings:
+        """Settings of a fresh database with all migrations; `fields` are further settings."""
+        if not self._migrated:
+            self.postgres.create_database(self.template)
+            schema.upgrade(self.settings(self.template))
+            self._migrated = True
+        name = f"iiot_test_{next(self._numbers)}"
+        self.postgres.create_database(name, self.template)
+        return self.settings(name, **fields)
+
+    def drop(self, settings: Settings) -> None:
+        """Remove a database of this server, whoever is still connected."""
+        db.dispose()
+        name = str(settings.database_url).rpartition("/")[2]
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        """Run one statement as the superuser, outside a transaction."""
+        connection = psycopg2.connect(self.postgres.url(database))
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()
+
+
+class ValkeyServer(Server):
+    """A Valkey server."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.valkey = valkey.Valkey(folder, folder / "secrets", folder / "logs", ports.free_port(), account.current())
+        super().__init__(self.valkey)
+
+    def url(self, number: int = 0) -> str:
+        """The address of one of its 16 databases."""
+        return f"{self.valkey.url.rpartition('/')[0]}/{number}"
+
+
+class MosquittoServer(Server):
+    """A Mosquitto with dynamic security that knows the two service users, and devices as they are provisioned."""
+
+    def __init__(self, folder: Path) -> None:
+        if mqtt.find_mosquitto() is None:
+            missing("mosquitto with its dynamic-security plugin (apt-get install mosquitto)")
+        from iiot.embedded.bootstrap import service_document
+
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.users = mqtt.ServiceUsers(folder / "secrets")
+        self.mosquitto = mqtt.Mosquitto(
+            folder,
+            self.users,
+            folder / "logs",
+            "127.0.0.1",
+            ports.free_port(),
+            ports.free_port(),
+            account.current(),
+            self._document,
+        )
+        self._first = lambda: service_document([], self.users.passwords())
+        super().__init__(self.mosquitto)
+
+    def _document(self) -> Mapping[str, Any]:
+        # After the first start the plugin's own file is the truth of a test: keep what was provisioned.
+        path = self.mosquitto.folder / "dynamic-security.json"
+        return dict(json.loads(path.read_text())) if path.exists() else self._first()
+
+    @property
+    def host(self) -> str:
+        """Where devices connect."""
+        return self.mosquitto.host
+
+    @property
+    def port(self) -> int:
+        """Where devices connect."""
+        return self.mosquitto.port
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The settings that name this broker."""
+        return {
+            "mqtt_url": self.mosquitto.url,
+            "mqtt_admin_url": self.mosquitto.admin_url,
+            "mqtt_broker": "mosquitto",
+            "mqtt_bind": f"{self.host}:{self.port}",
+        }
+
+
+class Stack:
+    """The real product: `python -m iiot up` in a data dir of its own."""
+
+    def __init__(self, data_dir: Path, env: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None) -> None:
+        self.data_dir = data_dir
+        self.environment = stack_environment(data_dir, env or {})
+        self.options = dict(options or {})
+        self.output = data_dir.with_name(f"{data_dir.name}.console")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout: float = 60) -> dict[str, Any]:
+        """Start it and return its run.json; the console's text is in the error when it fails."""
+        with open(self.output, "ab") as console:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "iiot", "up", "--data-dir", str(self.data_dir), "--no-color"],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+                **self.options,
+            )
+        eventually(self._started, timeout)
+        return self.run
+
+    def _started(self) -> bool:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            pytest.fail(f"`up` ended with status {self._process.returncode}:\n{self.console()}")
+        return (self.data_dir / "run.json").exists()
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The content of run.json."""
+        return dict(json.loads((self.data_dir / "run.json").read_text()))
+
+    @property
+    def pid(self) -> int:
+        """The supervisor."""
+        assert self._process is not None
+        return self._process.pid
+
+    def children(self) -> dict[str, int]:
+        """The supervised processes: name → pid."""
+        content = json.loads((self.data_dir / "processes.json").read_text())
+        return {name: entry["pid"] for name, entry in content.items()}
+
+    def console(self) -> str:
+        """Everything it said so far."""
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def ready(self) -> bool:
+        """Whether /ready answers 200."""
+        return http_status(f"{self.run['http']}/ready") == 200
+
+    def stop(self, timeout: float = 15) -> int:
+        """SIGTERM; returns the exit status."""
+        if self._process is None:
+            return 0
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            status = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"`up` did not stop within {timeout} s:\n{self.console()}")
+        self._process = None
+        return status
+
+    def kill(self) -> None:
+        """kill -9 of the supervisor alone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m iiot …` beside it, as an operator would."""
+        return run_iiot(arguments, self.environment, **self.options)
+
+
+def stack_environment(data_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Variables for a stack of its own: nothing of the tests' settings, any free ports."""
+    values = {name: value for name, value in os.environ.items() if not name.startswith((config.PREFIX, "PROMETHEUS_"))}
+    values |= {f"{config.PREFIX}{name}_BIND": "127.0.0.1:0" for name in ("HTTP", "MQTT", "COAP", "OPCUA", "METRICS")}
+    return values | {"IIOT_DATA_DIR": str(data_dir)} | dict(env)
+
+
+def run_iiot(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m iiot <arguments>` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "iiot", *arguments],
+        cwd=ROOT,
+        env=dict(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def http_status(url: str) -> int:
+    """The status of a GET; 0 when nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
