@@ -26,7 +26,7 @@ class AdapterError(Exception):
     """The adapter cannot work as it is set up; the text says what to do. The runner does not try again."""
 
 
-class ConnectionLost(Exception):
+class ConnectionLost(Exception):  # noqa: N818 - an event more than an error
     """The connection failed or ended. The runner calls `run` again after a pause (exponential, jittered, to 60 s)."""
 
 
@@ -74,7 +74,7 @@ class Message:
 
     __slots__ = ("content_type", "kind", "payload", "receipt", "received", "retained", "settle", "topic", "uid")
 
-    def __init__(  # noqa: PLR0913 - a record; keyword arguments would cost a tenth of the whole message's time
+    def __init__(  # noqa: PLR0913, PLR0917 - a record; keyword arguments would cost a tenth of the whole message's time
         self,
         uid: str,
         kind: Kind,
@@ -124,4 +124,4 @@ class Adapter(Protocol):
         """
 
     def send(self, uid: str, token: str, payload: bytes) -> None:
-        """Act as a device and send one telemetry message; returns when the protocol has confirmed it, else raises AdapterError."""
+        """Send one telemetry message as a device. Returns when the protocol has confirmed it; raises AdapterError."""

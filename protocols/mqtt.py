@@ -17,11 +17,12 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -29,7 +30,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from protocols.base import AdapterError, ConnectionLost, Inbox, Kind, Message, Outcome, Refusal
-from protocols.mqtt_stream import BufferedClient, Stream
+from protocols.mqtt_stream import Publish, StreamClient
 
 NAME = "mqtt"
 DESCRIPTION = "MQTT 5 and 3.1.1: iiot/<uid>/up/… from the broker of IIOT_MQTT_URL"
@@ -42,6 +43,9 @@ RECEIVE_MAXIMUM: Final = 20_000
 CONNECT_SECONDS: Final = 10.0
 # How long the loop sleeps when nothing happens; also the longest time until it sees `stop`.
 TICK_SECONDS: Final = 0.25
+LEAVE_SECONDS: Final = 2.0
+KINDS: Final[dict[str, Kind]] = {"telemetry": "telemetry", "status": "status"}
+TOPICS_KEPT: Final = 50_000
 # Refusals told to a device per message; the full list is in rejected_message.
 TOLD_PER_MESSAGE: Final = 5
 # Notices to devices wait here while they are offline to us; beyond it they are dropped, as they are a courtesy.
@@ -131,6 +135,7 @@ class _Connection:
         self.alive = True
         self.subscribed = False
         self.lost: str | None = None
+        self._topics: dict[bytes, tuple[str, Kind, str]] = {}
         # The writer wakes the loop through this pair when it has queued acknowledgements.
         self.bell, self.button = socket.socketpair()
         self.bell.setblocking(False)
@@ -138,16 +143,16 @@ class _Connection:
         self.client = client = _client(address, client_id, persistent=True)
         client.will_set(STATUS_TOPIC, "offline", qos=1, retain=True)
         client.max_queued_messages_set(NOTICES_QUEUED)
-        client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         # With this callback set paho only queues what other threads send, and calls it once per burst.
-        client.on_socket_register_write = self._on_register_write
+        client.on_socket_register_write = self._ring
 
     def serve(self, stop: threading.Event) -> None:
         """Connect, subscribe, deliver until `stop` or the end of the connection."""
         try:
             _connect(self.client, self.address)
+            self.stream = self.client.stream
             self._subscribe()
             self._loop(stop)
             self._leave()
@@ -169,45 +174,45 @@ class _Connection:
 
     def _loop(self, stop: threading.Event) -> None:
         """Read what has come, write what is queued, keep alive."""
-        client = self.client
-        sock = _stream(client)
+        stream = self.client.stream
+        stream.on_publish = self._on_publish
         poller = select.poll()
         poller.register(self.bell, select.POLLIN)
-        poller.register(sock, select.POLLIN)
+        poller.register(stream, select.POLLIN)
+        self._check(stream.pump(self.client))
         writing, next_misc = False, 0.0
         while not stop.is_set():
-            if writing != sock.unsent:
-                writing = sock.unsent
-                poller.modify(sock, select.POLLIN | (select.POLLOUT if writing else 0))
-            for fd, _event in poller.poll(TICK_SECONDS * 1000):
+            self._write()
+            if writing != stream.unsent:
+                writing = stream.unsent
+                poller.modify(stream, select.POLLIN | (select.POLLOUT if writing else 0))
+            for fd, event in poller.poll(TICK_SECONDS * 1000):
                 if fd == self.bell.fileno():
                     self._quiet_bell()
-                elif fd == sock.fileno():
-                    self._check(client.loop_read())
-                    while sock.buffered and not stop.is_set():
-                        self._check(client.loop_read())
-            self._write()
+                elif event & ~select.POLLOUT:
+                    self._check(stream.pump(self.client))
             now = time.monotonic()
             if now >= next_misc:
                 next_misc = now + 1.0
-                self._check(client.loop_misc())
+                self._check(self.client.loop_misc())
 
     def _write(self) -> None:
-        """Send everything that is queued. Asked again each round: a burst may have begun before paho's flag fell."""
-        sock = _stream(self.client)
+        """Send everything that is queued."""
+        # Asked again each round: another thread may have queued before paho's flag fell.
         while self.client.want_write():
             self._check(self.client.loop_write())
-        sock.flush()
+        self.client.stream.flush()
 
     def _leave(self) -> None:
         """Stopped: let the runner settle what it has, send the acknowledgements, and keep the session at the broker."""
         self.inbox.finish()
+        self.alive = False
         self.client.publish(STATUS_TOPIC, "offline", qos=0, retain=True)
+        deadline = time.monotonic() + LEAVE_SECONDS
         self._write()
-        deadline = time.monotonic() + 2.0
-        while _stream(self.client).unsent and time.monotonic() < deadline:
-            select.select([], [_stream(self.client)], [], TICK_SECONDS)
-            _stream(self.client).flush()
+        while self.client.stream.unsent and time.monotonic() < deadline:
+            select.select([], [self.client.stream], [], TICK_SECONDS)
+            self._write()
         self.client.disconnect()
         self.client.loop_write()
 
@@ -220,22 +225,30 @@ class _Connection:
             while self.bell.recv(4096):
                 pass
 
-    def _on_register_write(self, _client: Client, _userdata: Any, _sock: Any) -> None:
-        # Full: the loop is awake anyway. Closed: there is nobody to wake.
+    def _ring(self, *_: Any) -> None:
+        """Wake the loop. Full: it is awake anyway. Closed: there is nobody to wake."""
         with contextlib.suppress(OSError):
             self.button.send(b"!")
 
-    def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
-        # A topic that is not UTF-8 never gets here: brokers refuse it (MQTT 5 section 1.5.4).
-        topic = message.topic
-        _, uid, _, rest = topic.split("/", 3)
-        kind: Kind = "telemetry" if rest == "telemetry" else "status" if rest == "status" else "other"
-        receipt = (message.mid, message.qos)
-        properties = message.properties
-        content_type = getattr(properties, "ContentType", None) if properties is not None else None
+    def _on_publish(self, packet: Publish) -> None:
+        uid, kind, topic = self._address_of(packet.topic)
+        content_type = None if packet.properties is None else getattr(packet.properties, "ContentType", None)
+        receipt = packet.packet_id if packet.qos else None
         self.inbox.deliver(
-            Message(uid, kind, bytes(message.payload), topic, self._settle, receipt, content_type, message.retain)
+            Message(uid, kind, packet.payload, topic, self._settle, receipt, content_type, packet.retain)
         )
+
+    def _address_of(self, name: bytes) -> tuple[str, Kind, str]:
+        """What a topic says: (uid, kind, the topic as text). Devices have few topics, so the answer is kept."""
+        known = self._topics.get(name)
+        if known is None:
+            topic = name.decode("utf-8")
+            _, uid, _, rest = topic.split("/", 3)
+            known = (uid, KINDS.get(rest, "other"), topic)
+            if len(self._topics) >= TOPICS_KEPT:
+                self._topics.clear()
+            self._topics[name] = known
+        return known
 
     def _on_subscribe(
         self, _client: Client, _userdata: Any, _mid: int, codes: list[ReasonCode], _props: Properties | None
@@ -260,9 +273,9 @@ class _Connection:
             self._tell_refusals(message, outcome.refusals)
         if outcome.ack_ts is not None:
             self._tell(message.uid, "ack", {"ts": outcome.ack_ts})
-        mid, qos = message.receipt
-        if qos:
-            self.client.ack(mid, qos)
+        packet_id = message.receipt
+        if packet_id is not None and self.stream.acknowledge(packet_id):
+            self._ring()
 
     def _tell_refusals(self, message: Message, refusals: tuple[Refusal, ...]) -> None:
         for refusal in refusals[:TOLD_PER_MESSAGE]:
@@ -283,17 +296,10 @@ class _Connection:
         self.client.publish(f"iiot/{uid}/down/{word}", json.dumps(notice, ensure_ascii=False), qos=1)
 
 
-def _stream(client: Client) -> Stream:
-    sock = client.socket()
-    if not isinstance(sock, Stream):
-        raise ConnectionLost("the connection to the broker ended")
-    return sock
-
-
-def _client(address: Address, client_id: str, *, persistent: bool) -> Client:
+def _client(address: Address, client_id: str, *, persistent: bool) -> StreamClient:
     """A client that acknowledges by hand and, when `persistent`, finds its session again."""
     five = address.version == 5
-    client = BufferedClient(
+    client = StreamClient(
         CallbackAPIVersion.VERSION2,
         client_id,
         clean_session=None if five else not persistent,
@@ -310,7 +316,7 @@ def _client(address: Address, client_id: str, *, persistent: bool) -> Client:
     return client
 
 
-def _connect(client: Client, address: Address) -> None:
+def _connect(client: StreamClient, address: Address) -> None:
     """CONNECT and wait for the answer. Raises ConnectionLost with the broker's reason and what to look at."""
     answers: list[ReasonCode] = []
 
@@ -337,18 +343,15 @@ def _connect(client: Client, address: Address) -> None:
         raise ConnectionLost(f"{where} refused the login: {answers[0]}; check user and password in IIOT_MQTT_URL")
 
 
-def _loop_until(client: Client, done: Any) -> None:
-    """Serve the connection in this thread until `done()`, at most CONNECT_SECONDS."""
+def _loop_until(client: StreamClient, done: Callable[[], bool]) -> None:
+    """Serve the connection in this thread until `done()`, at most CONNECT_SECONDS. Messages stay unread."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while not done():
-        sock = _stream(client)
-        if client.want_write():
+        while client.want_write():
             client.loop_write()
-        if client.socket() is not None:
-            sock.flush()
-        if not sock.buffered:
-            select.select([sock], [], [], TICK_SECONDS)
-        code = client.loop_read()
+        client.stream.flush()
+        select.select([client.stream], [], [], TICK_SECONDS)
+        code = client.stream.pump(client)
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS and not done():
             raise ConnectionLost(f"the broker ended the connection: {code.name}")
         if time.monotonic() > deadline:

@@ -55,7 +55,9 @@ queue_messages = Gauge(
 lag_seconds = Gauge(
     "iiot_protocol_lag_seconds", "Age of the oldest message at its commit.", ["protocol"], multiprocess_mode="livemax"
 )
-connected = Gauge("iiot_protocol_connected", "Whether the adapter is connected.", ["protocol"], multiprocess_mode="livemin")
+connected = Gauge(
+    "iiot_protocol_connected", "Whether the adapter is connected.", ["protocol"], multiprocess_mode="livemin"
+)
 reconnects_total = Counter("iiot_protocol_reconnects_total", "Connections that failed or ended.", ["protocol"])
 
 _STORED: Final = Outcome(accepted=1)
@@ -120,7 +122,7 @@ class Runner:
         log.info("connected", protocol=self.name)
 
     def finish(self) -> None:
-        """See `Inbox.finish`. Also makes the writer leave when the queue is empty, or in FINISH_SECONDS at the latest."""
+        """See `Inbox.finish`. The writer leaves when the queue is empty, or after FINISH_SECONDS."""
         self._finish_by = time.monotonic() + FINISH_SECONDS
         self.stop.set()
         self._filled.set()

@@ -309,7 +309,7 @@ class Stack:
     def children(self) -> dict[str, int]:
         """The supervised processes: name → pid."""
         content = json.loads((self.data_dir / "processes.json").read_text())
-        return {name: entry["pid"] for name, entry in content.items()}
+        return {name: entry["pid"] for name, entry in content["processes"].items()}
 
     def console(self) -> str:
         """Everything it said so far."""

@@ -18,7 +18,7 @@ from iiot.embedded.datadir import FIRST_ADMIN
 
 
 def prepare() -> dict[str, Any]:
-    """Upgrade the schema and make the first administrator: `{"revision", "admin"}`.
+    """Upgrade the schema and make the first administrator: `{"revision", "admin", "broker"}`.
 
     The one-time password is written to `<data dir>/secrets/first_admin` before the commit that makes the account:
     a crash in between leaves a file without an account, which the next start overwrites, never an account nobody can use.
@@ -34,7 +34,8 @@ def prepare() -> dict[str, Any]:
         if password is not None:
             Account().make_dir(note.parent)
             Account().write(note, json.dumps({"email": email, "password": password}))
-    return {"revision": schema.revisions(settings)[0], "admin": email}
+    document = broker_document() if settings.mqtt_admin_url else None
+    return {"revision": schema.revisions(settings)[0], "admin": email, "broker": document}
 
 
 def broker_document() -> dict[str, Any]:

@@ -74,8 +74,7 @@ class DataDir:
     @property
     def rebuild(self) -> Path:
         """The file that asks for a fresh broker configuration; the reconciler writes it."""
-        Account().make_dir(self.path / "broker")
-        return self.path / "broker" / "rebuild"
+        return self.path / "mosquitto" / "rebuild"
 
     def secret_key(self) -> str:
         """The root of all derived keys, made at the first start."""

@@ -39,7 +39,7 @@ class Slot:
 class Supervisor:
     """Runs in the main thread, which also starts every child: the kernel ties a child to the thread that started it."""
 
-    def __init__(self, console: Console, changed: Callable[[Sequence[Slot]], None], died: Callable[[Slot], None]) -> None:
+    def __init__(self, console: Console, changed: Callable[[Sequence[Slot]], None], died: Callable[[Slot, int], None]) -> None:
         self.console = console
         self.slots: list[Slot] = []
         self._changed = changed
@@ -129,14 +129,19 @@ class Supervisor:
         tick = 0.0
         while not self.stopping:
             now = time.monotonic()
-            for slot in self.slots:
-                self._watch(slot, now)
+            self.watch()
             if now - tick >= 1:
                 tick = now
                 every_second()
             due = [slot.restart_at for slot in self.slots if slot.restart_at is not None]
             pending = any(slot.child is not None and not slot.ready for slot in self.slots)
             self._sleep(min([1.0, *(moment - time.monotonic() for moment in due), *([0.1] if pending else [])]))
+
+    def watch(self) -> None:
+        """One look at every child: what died is buried, what is due is started, what got ready is said."""
+        now = time.monotonic()
+        for slot in self.slots:
+            self._watch(slot, now)
 
     def _watch(self, slot: Slot, now: float) -> None:
         if slot.child is None:
@@ -165,7 +170,7 @@ class Supervisor:
         slot.delay = min(slot.delay * 2, LONGEST_DELAY)
         slot.restarts += 1
         self._changed(self.slots)
-        self._died(slot)
+        self._died(slot, child.pid)
 
     def _revive(self, slot: Slot) -> None:
         try:

@@ -8,28 +8,21 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 
-import numpy as np
-from numpy.typing import NDArray
+from sqlalchemy import TextClause
 from sqlalchemy.orm import Session
 
 from iiot import clock, tenancy
 from iiot.errors import Problem
+from iiot.services import arrays
+from iiot.services.arrays import Integers, Values
 from iiot.services.timespan import DAY, HOUR
 
-Stamps = NDArray[np.int64]
-Values = NDArray[np.float64]
-Series = tuple[Stamps, Values]
+Series = tuple[Integers, Values]
 
 TIME_LIMIT_SECONDS = 10.0
 # Parts of this many rows keep memory small and let other requests of the process run in between.
 PART_ROWS = 150_000
 LOOK_BACK = 31 * DAY
-
-# An array as array_send() writes it: 20 bytes of header, then length and value of each element, big-endian.
-_HEADER = 20
-_STAMP = np.dtype([("length", ">i4"), ("value", ">i8")])
-_NUMBER = np.dtype([("length", ">i4"), ("value", ">f8")])
-_EPOCH_2000 = 946_684_800_000_000
 
 # The comparison with iiot.tid() repeats what row-level security adds, for the role stream: its policies see every tenant.
 _WHERE = """
@@ -40,7 +33,7 @@ _ARRAYS = "SELECT array_send(array_agg(ts)), array_send(array_agg(num)) FROM (SE
 _PART = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts) readings")
 _OLDEST = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts LIMIT :limit) readings")
 _NEWEST = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts DESC LIMIT :limit) readings")
-_STAMPS = tenancy.sql(f"SELECT array_send(array_agg(ts)), NULL FROM (SELECT ts {_WHERE} ORDER BY ts) readings")
+_STAMPS = tenancy.sql(f"SELECT array_send(array_agg(ts)), NULL::bytea FROM (SELECT ts {_WHERE} ORDER BY ts) readings")
 _TEXT_ASC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts LIMIT :limit")
 _TEXT_DESC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts DESC LIMIT :limit")
 _TEXT_AT = tenancy.sql(f"SELECT ts, txt {_WHERE} AND ts = ANY(:stamps) ORDER BY ts")
@@ -79,7 +72,7 @@ class Reader:
         """The last number before `moment`, none or one, from at most 31 days back."""
         return self.edge(signal, max(0, moment - LOOK_BACK), moment, 1, descending=True)
 
-    def stamps(self, signal: int, start: int, stop: int) -> Stamps:
+    def stamps(self, signal: int, start: int, stop: int) -> Integers:
         """When there are readings of any type in [start, stop), ascending."""
         return self._columns(_STAMPS, signal, start, stop)[0]
 
@@ -95,11 +88,11 @@ class Reader:
         rows = self._db.execute(_TEXT_AT, {**bounds, "stamps": [clock.from_ms(ts) for ts in stamps]})
         return [txt for _, txt in rows]
 
-    def _columns(self, statement: object, signal: int, start: int, stop: int, **more: int) -> Series:
+    def _columns(self, statement: TextClause, signal: int, start: int, stop: int, **more: int) -> Series:
         if time.monotonic() > self._deadline:
             raise too_much()
-        stamps, numbers = self._db.execute(statement, {**_bounds(signal, start, stop), **more}).one()  # type: ignore[call-overload]
-        return _stamps(stamps), _numbers(numbers)
+        stamps, numbers = self._db.execute(statement, {**_bounds(signal, start, stop), **more}).one()
+        return arrays.stamps(stamps), arrays.doubles(numbers)
 
 
 def too_much() -> Problem:
@@ -114,17 +107,3 @@ def too_much() -> Problem:
 
 def _bounds(signal: int, start: int, stop: int) -> dict[str, int | datetime]:
     return {"signal": signal, "start": clock.from_ms(start), "stop": clock.from_ms(stop)}
-
-
-def _stamps(raw: memoryview | bytes | None) -> Stamps:
-    if raw is None:
-        return np.empty(0, dtype=np.int64)
-    micros = np.frombuffer(raw, dtype=_STAMP, offset=_HEADER)["value"].astype(np.int64)
-    stamps: Stamps = (micros + _EPOCH_2000) // 1000
-    return stamps
-
-
-def _numbers(raw: memoryview | bytes | None) -> Values:
-    if raw is None:
-        return np.empty(0, dtype=np.float64)
-    return np.frombuffer(raw, dtype=_NUMBER, offset=_HEADER)["value"].astype(np.float64)

@@ -16,7 +16,7 @@ from iiot import clock, tenancy
 from iiot.services.batchlog import CURSORS, FLOOR, START, Cursor, Readings, Row, move, newest, position, read_columns, read_rows
 from iiot.tenancy import sql
 
-__all__ = ["START", "Batch", "Cursor", "Handle", "Lag", "Progress", "Readings", "Row", "Tailer"]
+__all__ = ["START", "Batch", "Cursor", "Handle", "Lag", "Progress", "Readings", "Row", "Tailer", "lag"]
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +57,13 @@ class Lag(NamedTuple):
 
     rows: int
     seconds: float
+
+
+def lag(db: Session, name: str) -> Lag:
+    """How far the tailer `name` is behind the commits."""
+    cursor = position(db, name)
+    rows, oldest = db.execute(_LAG, {"xid": str(cursor.xid), "id": cursor.id, "most": 10_000}).one()
+    return Lag(rows, max(0.0, (clock.now() - oldest).total_seconds()) if oldest else 0.0)
 
 
 class Progress(NamedTuple):
@@ -113,9 +120,7 @@ class Tailer:
     def lag(self) -> Lag:
         """How far the effects are behind the commits."""
         with tenancy.work(self._scope) as db:
-            cursor = position(db, self.name)
-            rows, oldest = db.execute(_LAG, {"xid": str(cursor.xid), "id": cursor.id, "most": 10_000}).one()
-        return Lag(rows, max(0.0, (clock.now() - oldest).total_seconds()) if oldest else 0.0)
+            return lag(db, self.name)
 
     def _cursor(self, db: Session) -> Cursor:
         own: Cursor | None = None

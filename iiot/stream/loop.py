@@ -94,7 +94,8 @@ class Pace(NamedTuple):
 
 def back_off(failures: int) -> float:
     """Seconds to wait after so many failures in a row: 0.1 s doubling to 10 s, with jitter."""
-    return random.uniform(0.5, 1.0) * min(LONGEST_BACK_OFF, 0.1 * 2 ** min(failures, 10))  # noqa: S311 jitter is no secret
+    longest = min(LONGEST_BACK_OFF, 0.1 * 2.0 ** min(failures, 10))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 jitter is no secret
 
 
 def follow(tailer: Tailer, stop: threading.Event, doorbell: Doorbell, pace: Pace | None = None) -> None:

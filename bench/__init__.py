@@ -1,0 +1,1 @@
+"""One program per benchmark; each prints its figure beside the limit measured in the same run."""

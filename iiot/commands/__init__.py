@@ -1,0 +1,1 @@
+"""The commands of `python -m iiot`, one file per group: parse, call one service, print."""

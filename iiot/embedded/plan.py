@@ -1,0 +1,151 @@
+"""What `up` runs for given settings: which services are embedded, on which ports, and how the portal's own processes start."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from iiot import config
+from iiot.config import Settings, split_bind
+from iiot.embedded import EmbeddedError, ports
+from iiot.embedded.account import Account, current, service_dir
+from iiot.embedded.console import Console
+from iiot.embedded.datadir import DataDir
+from iiot.embedded.mqtt import ROOT, Amqtt, Mosquitto, ServiceUsers, find_mosquitto, reachable
+from iiot.embedded.postgres import Postgres
+from iiot.embedded.process import Program
+from iiot.embedded.valkey import Valkey
+
+# What the portal itself listens on, in TCP; a default port that is taken is replaced, a chosen one is not.
+BINDS = ("http_bind", "mqtt_bind", "metrics_bind")
+
+
+@dataclass
+class Plan:
+    """The embedded services (None: an outside one is configured) and the values for embedded.json."""
+
+    data: DataDir
+    account: Account
+    postgres: Postgres | None = None
+    valkey: Valkey | None = None
+    broker: Mosquitto | Amqtt | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def bind(self, name: str) -> tuple[str, int]:
+        """Host and port of one of BINDS."""
+        return split_bind(self.values[name])
+
+    @property
+    def http(self) -> str:
+        """The portal's address on this machine."""
+        host, port = self.bind("http_bind")
+        shown = reachable(host)
+        return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+    def python(self, name: str, arguments: list[str], ready: Callable[[], bool] | None = None) -> Program:
+        """One of the portal's own processes: `python -m <arguments>` from the checkout."""
+        extra = {} if ready is None else {"ready": ready}
+        return Program(
+            name=name,
+            argv=[sys.executable, "-m", *arguments],
+            log=self.data.path / "logs" / f"{name}.log",
+            environment=self.environment,
+            folder=ROOT,
+            stop_seconds=5.0,
+            start_seconds=60.0,
+            **extra,
+        )
+
+
+def make(
+    settings: Settings, data: DataDir, console: Console, document: Callable[[], Mapping[str, Any]], old: Mapping[str, Any]
+) -> Plan:
+    """Decide ports and make the launchers; raises EmbeddedError when a port that was asked for is taken.
+
+    `old` is the embedded.json of the last run, `document` gives the broker's clients (see mqtt.Mosquitto).
+    """
+    needs_servers = not (settings.database_url and settings.redis_url and settings.mqtt_url)
+    account = current() if needs_servers else Account()
+    plan = Plan(data, account)
+    taken: set[int] = set()
+    for name in BINDS:
+        if name != "mqtt_bind" or settings.mqtt_url is None:
+            plan.values[name] = _bind(settings, name, taken, console)
+    if not settings.secret_key.get_secret_value():
+        plan.values["secret_key"] = data.secret_key()
+    plan.environment = _environment(data, plan.values) | {"IIOT_WEB_WORKERS": str(settings.web_workers)}
+    if needs_servers:
+        base = service_dir(data.path, account)
+        if base != data.path:
+            console.warn("data", f"other users cannot enter {data.path}; the databases are in {base}")
+        _databases(plan, settings, base, _inner_ports(old, taken))
+        if settings.mqtt_url is None:
+            _broker(plan, base, console, document)
+    return plan
+
+
+def _bind(settings: Settings, name: str, taken: set[int], console: Console) -> str:
+    host, wanted = split_bind(getattr(settings, name))
+    port = ports.choose(host, wanted, taken)
+    if wanted and port != wanted:
+        if name in settings.model_fields_set:
+            raise EmbeddedError(f"Port {wanted} of {config.PREFIX}{name.upper()} is taken by another program.")
+        console.warn(name.partition("_")[0], f"port {wanted} is taken; {port} is used instead")
+    taken.add(port)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _inner_ports(old: Mapping[str, Any], taken: set[int]) -> Callable[[str], int]:
+    """Ports that only the portal uses: those of the last run where they are free, so that open tools find them again."""
+
+    def choose(url_name: str) -> int:
+        try:
+            wanted = urlsplit(str(old.get(url_name) or "")).port or 0
+        except ValueError:
+            wanted = 0
+        port = ports.choose("127.0.0.1", wanted, taken)
+        taken.add(port)
+        return port
+
+    return choose
+
+
+def _databases(plan: Plan, settings: Settings, base: Path, port: Callable[[str], int]) -> None:
+    secrets, logs = plan.data.secrets, plan.data.logs
+    if settings.database_url is None:
+        plan.postgres = Postgres(base, secrets, logs, port("database_url"), plan.account)
+    if settings.redis_url is None:
+        plan.valkey = Valkey(base, secrets, logs, port("redis_url"), plan.account)
+        plan.values["redis_url"] = plan.valkey.url
+    plan.values["service_port"] = port("mqtt_url")
+
+
+def _broker(plan: Plan, base: Path, console: Console, document: Callable[[], Mapping[str, Any]]) -> None:
+    users = ServiceUsers(plan.data.secrets)
+    host, port = plan.bind("mqtt_bind")
+    service_port = int(plan.values["service_port"])
+    if find_mosquitto() is not None:
+        broker = Mosquitto(base, users, plan.data.logs, host, port, service_port, plan.account, document)
+        plan.broker = broker
+        plan.values |= {"mqtt_url": broker.url, "mqtt_admin_url": broker.admin_url, "mqtt_broker": "mosquitto"}
+        return
+    console.warn("broker", "Mosquitto is not installed: amqtt serves MQTT 3.1.1 to some hundred messages/s, in memory")
+    plan.broker = Amqtt(users, plan.data.logs, host, port, plan.environment)
+    plan.values |= {"mqtt_url": plan.broker.url, "mqtt_admin_url": None, "mqtt_broker": "amqtt"}
+
+
+def _environment(data: DataDir, values: Mapping[str, Any]) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    for name in BINDS:
+        if name in values:
+            environment[f"{config.PREFIX}{name.upper()}"] = str(values[name])
+    return environment | {
+        "IIOT_DATA_DIR": str(data.path),
+        "IIOT_SUPERVISED": "1",
+        "PROMETHEUS_MULTIPROC_DIR": str(data.path / "metrics"),
+        "PYTHONUNBUFFERED": "1",
+    }

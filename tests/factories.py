@@ -1,0 +1,127 @@
+"""Rows for tests, made through the door like everything else: tenants, people, devices, signals.
+
+Every function needs active settings (fixtures `settings`, `module_settings`) and returns plain frozen rows, so that a test can use them after
+the transaction. Names are unique within the process; what a test does not say gets a harmless default.
+"""
+
+import itertools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+from sqlalchemy import insert
+from sqlalchemy.engine import make_url
+
+from iiot import config, tenancy
+from iiot.clock import now_ms
+from iiot.ids import new_uid
+from iiot.models import Device, Membership, Quota, Signal, Tenant, User
+from iiot.payloads import Parsed, Value
+from iiot.services.ingest import Incoming, Outcomes, ingest
+
+_numbers = itertools.count(1)
+
+
+def _unique(word: str) -> str:
+    return f"{word}-{os.getpid()}-{next(_numbers)}"
+
+
+@dataclass(frozen=True)
+class TenantRow:
+    """A tenant; `tenant_id` makes it a principal for `tenancy.of`."""
+
+    tenant_id: int
+    uid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class UserRow:
+    """A user and the role in its tenant."""
+
+    user_id: int
+    uid: str
+    email: str
+    role: str
+    tenant_id: int | None
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """A device; `tenant_id` makes it a device for `tenancy.of_device`."""
+
+    tenant_id: int
+    device_id: int
+    uid: str
+    name: str
+
+
+def make_tenant(name: str | None = None, status: str = "active", **quota: int) -> TenantRow:
+    """A tenant with its quota; `quota` are columns of the table (`devices=…`, `signals_per_device=…`)."""
+    name = name or _unique("tenant")
+    with tenancy.work(tenancy.system("platform")) as db:
+        row = Tenant(uid=new_uid(), name=name, slug=_unique("slug"), status=status)
+        db.add(row)
+        db.flush()
+        db.add(Quota(tenant_id=row.id, **quota))
+        return TenantRow(row.id, row.uid, name)
+
+
+def make_user(tenant: TenantRow | None, role: str = "admin", **columns: Any) -> UserRow:
+    """A user, a member of `tenant` unless it is None. Without `password_hash` nobody can sign in as this user."""
+    values = {"email": f"{_unique('person')}@example.com", "password_hash": "!"} | columns
+    with tenancy.work(tenancy.system("sign-in")) as db:
+        user = User(uid=new_uid(), **values)
+        db.add(user)
+        db.flush()
+        if tenant is not None:
+            db.add(Membership(tenant_id=tenant.tenant_id, user_id=user.id, role=role))
+        return UserRow(user.id, user.uid, user.email, role, tenant.tenant_id if tenant else None)
+
+
+def make_device(tenant: TenantRow, name: str | None = None, **columns: Any) -> DeviceRow:
+    """A device of a tenant, without a credential."""
+    with tenancy.work(tenancy.of(tenant)) as db:
+        device = Device(uid=new_uid(), name=name or _unique("device"), **columns)
+        db.add(device)
+        db.flush()
+        return DeviceRow(device.tenant_id, device.id, device.uid, device.name)
+
+
+def make_signal(device: DeviceRow, key: str = "temperature", kind: str = "number") -> int:
+    """A signal of a device; returns its id."""
+    row = {"tenant_id": device.tenant_id, "device_id": device.device_id, "key": key, "type": kind}
+    with tenancy.work(tenancy.system("ingest")) as db:
+        return int(db.execute(insert(Signal).values(row).returning(Signal.id)).scalar_one())
+
+
+def message(uid: str, *items: tuple[int, dict[str, Value]], **values: Value) -> Incoming:
+    """A parsed message: `items` as (ts in ms, values), or `values` alone for now."""
+    parsed = Parsed(items=list(items) or [(now_ms(), values)], rejected=[], ack=False)
+    return Incoming(uid, parsed, None, "test", f"iiot/{uid}/up/telemetry", b"{}")
+
+
+def store(uid: str, *items: tuple[int, dict[str, Value]], **values: Value) -> Outcomes:
+    """Ingest one message."""
+    return ingest([message(uid, *items, **values)])
+
+
+def connect(role: str | None = None, autocommit: bool = True) -> "psycopg2.extensions.connection":
+    """A bare connection beneath the door: as a role of the portal, or as the superuser who made the database. The caller closes it."""
+    settings = config.load()
+    url = make_url(settings.database_url_for(role) if role else str(settings.database_url))
+    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    connection.autocommit = autocommit
+    return connection
+
+
+def rows(statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """What the superuser sees, whoever owns it."""
+    connection = connect()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            return list(cursor.fetchall()) if cursor.description else []
+    finally:
+        connection.close()
