@@ -39,7 +39,7 @@ def _watch(http: str, token: str, uids: list[str], pipe: Any) -> None:
     client.disconnect()
 
 
-def _token(bench: Servers, tenant_id: int) -> str:
+def sign_in(bench: Servers, tenant_id: int) -> str:
     """An access token of a member of the bench's tenant."""
     from iiot import tenancy
     from iiot.services import sessions, users
@@ -65,7 +65,7 @@ def measure(bench: Servers, tenant_id: int, uids: list[str], rate: float, second
     http = f"http://127.0.0.1:{port}"
     count = int(rate * seconds)
     spawn = multiprocessing.get_context("spawn")
-    token = _token(bench, tenant_id)
+    token = sign_in(bench, tenant_id)
     with (
         bench.process("-m", "protocols", "run", "mqtt"),
         bench.process("-m", "iiot", "stream"),
@@ -125,4 +125,4 @@ def _free_port() -> int:
     return free_port()
 
 
-__all__ = ["measure"]
+__all__ = ["measure", "percentile", "sign_in"]

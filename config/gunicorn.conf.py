@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def _settings() -> dict[str, Any]:
     """The few settings that gunicorn needs, read by a process of their own."""
     shown = subprocess.run(
-        [sys.executable, "-m", "iiot", "config", "show", "--json"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "iiot", "config", "show", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if shown.returncode:
         sys.exit(shown.stderr)

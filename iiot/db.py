@@ -7,7 +7,7 @@ from sqlalchemy import Engine, create_engine
 
 from iiot import config
 
-_engines: dict[tuple[int, str, str], Engine] = {}
+_engines: dict[tuple[int, str], tuple[config.Settings, Engine]] = {}
 _lock = threading.Lock()
 
 # What a role's pool may hold per process: (kept open, on top at peaks, statement time limit in ms).
@@ -22,13 +22,17 @@ POOLS = {
 
 
 def engine(role: str) -> Engine:
-    """The engine of a role in this process; connections open lazily and are tested before use."""
-    url = config.load().database_url_for(role)
-    key = (os.getpid(), role, url)
+    """The engine of a role in this process; connections open lazily."""
+    settings = config.load()
+    key = (os.getpid(), role)
+    known = _engines.get(key)
+    if known is not None and known[0] is settings:
+        return known[1]
     with _lock:
-        if key not in _engines:
-            _engines[key] = _make(role, url)
-        return _engines[key]
+        known = _engines.get(key)
+        if known is None or known[0] is not settings:
+            known = _engines[key] = (settings, _make(role, settings.database_url_for(role)))
+        return known[1]
 
 
 def _make(role: str, url: str) -> Engine:
@@ -57,6 +61,6 @@ def _make(role: str, url: str) -> Engine:
 def dispose() -> None:
     """Close every pool of this process."""
     with _lock:
-        for pool in _engines.values():
+        for _, pool in _engines.values():
             pool.dispose()
         _engines.clear()

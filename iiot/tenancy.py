@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Integer, event, text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapped, ORMExecuteState, Session, mapped_column, sessionmaker, with_loader_criteria
 from sqlalchemy.orm.util import LoaderCriteriaOption
 from sqlalchemy.sql.elements import TextClause
@@ -46,6 +45,10 @@ class NoTenant(TenancyError):
 
 class CrossTenant(TenancyError):
     """A statement or object of another tenant, or raw SQL that was not reviewed, in a tenant's session."""
+
+
+class _DeadConnection(Exception):
+    """A connection of the pool had been closed by the server."""
 
 
 class HasTenant(Protocol):
@@ -107,8 +110,23 @@ class ScopedSession(Session):
 
 @event.listens_for(ScopedSession, "after_begin")
 def _set_tenant(session: ScopedSession, _transaction: Any, connection: Connection) -> None:
-    if session.scope.tenant_id is not None:
-        connection.exec_driver_sql("SELECT set_config('app.tenant_id', %s, true)", (str(session.scope.tenant_id),))
+    """First statement of every transaction, without a tenant too: it also shows whether the pooled connection is still alive.
+
+    The driver's own cursor serves, as SQLAlchemy's way costs as much again as the round trip.
+    """
+    tenant_id = session.scope.tenant_id
+    dialect = connection.dialect
+    raw = connection.connection
+    try:
+        cursor = raw.cursor()
+        cursor.execute("SELECT set_config('app.tenant_id', %s, true)", ("" if tenant_id is None else str(tenant_id),))
+        cursor.close()
+    except Exception as error:
+        dbapi = dialect.loaded_dbapi
+        if isinstance(error, dbapi.Error) and dialect.is_disconnect(error, raw.dbapi_connection, None):
+            connection.invalidate(error)
+            raise _DeadConnection from error
+        raise
 
 
 @functools.lru_cache(maxsize=1024)
@@ -153,15 +171,20 @@ _sessions = sessionmaker(class_=ScopedSession, expire_on_commit=False)
 
 
 def _open(scope: Scope) -> ScopedSession:
-    """A session whose transaction has begun; a connection that died in the pool is replaced once, before anything was done."""
+    """A session whose transaction has begun. Connections that died in the pool are replaced once, before anything was done."""
     for attempt in (1, 2):
-        session = _sessions(bind=engines.engine(scope.role), info={"scope": scope, "after_commit": []})
+        engine = engines.engine(scope.role)
+        session = _sessions(bind=engine, info={"scope": scope, "after_commit": []})
         try:
             session.connection()
-        except DBAPIError as error:
+        except _DeadConnection as dead:
             session.close()
-            if attempt == 2 or not error.connection_invalidated:
-                raise
+            if attempt == 2:
+                raise dead.__cause__ or dead from None
+            engine.dispose()
+        except BaseException:
+            session.close()
+            raise
         else:
             return session
     raise AssertionError("unreachable")

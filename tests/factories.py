@@ -111,7 +111,9 @@ def connect(role: str | None = None, autocommit: bool = True) -> "psycopg2.exten
     """A bare connection beneath the door: as a role of the portal, or as the superuser who made the database. The caller closes it."""
     settings = config.load()
     url = make_url(settings.database_url_for(role) if role else str(settings.database_url))
-    connection = psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+    address = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    # Without a path every name is written in full, also by the catalogue's own views.
+    connection = psycopg2.connect(address, options="-c search_path=pg_catalog -c timezone=UTC")
     connection.autocommit = autocommit
     return connection
 

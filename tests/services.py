@@ -266,7 +266,9 @@ class MosquittoServer(Server):
 class Stack:
     """The real product: `python -m iiot up` in a data dir of its own."""
 
-    def __init__(self, data_dir: Path, env: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, env: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
         self.data_dir = data_dir
         self.environment = stack_environment(data_dir, env or {})
         self.options = dict(options or {})
@@ -370,7 +372,7 @@ def run_iiot(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -
 def http_status(url: str) -> int:
     """The status of a GET; 0 when nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         error.close()

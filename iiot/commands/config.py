@@ -33,7 +33,11 @@ def show_settings(as_json: bool) -> None:
 
     values = config.read()
     rows = [
-        {"name": f"{config.PREFIX}{name.upper()}", "value": mask(getattr(values, name)), "set": name in values.model_fields_set}
+        {
+            "name": f"{config.PREFIX}{name.upper()}",
+            "value": mask(getattr(values, name)),
+            "set": name in values.model_fields_set,
+        }
         for name in type(values).model_fields
     ]
     show(rows, as_json)

@@ -26,7 +26,14 @@ def list_devices(tenant_name: str, as_json: bool) -> None:
 
     with tenancy.work(tenancy.of(operator_for(tenant_name))) as db:
         rows = [
-            {"id": one.uid, "name": one.name, "type": one.type, "status": one.status, "enabled": one.enabled, "last_seen_at": one.last_seen_at}
+            {
+                "id": one.uid,
+                "name": one.name,
+                "type": one.type,
+                "status": one.status,
+                "enabled": one.enabled,
+                "last_seen_at": one.last_seen_at,
+            }
             for one in db.scalars(select(Device).order_by(Device.id))
         ]
     show(rows, as_json, "This tenant has no device yet.")

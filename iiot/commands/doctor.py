@@ -31,7 +31,9 @@ def check_settings() -> str:
     try:
         settings = config.load()
     except config.SettingsError as error:
-        raise Sick(str(error), "Correct the environment or .env; `python -m iiot config check` reads them again.") from None
+        raise Sick(
+            str(error), "Correct the environment or .env; `python -m iiot config check` reads them again."
+        ) from None
     return f"{settings.env}, data in {settings.data_dir}"
 
 
@@ -108,7 +110,10 @@ def check_portal() -> str:
     if answer == 0:
         raise Sick(f"nothing answers at {url}", START)
     if answer != 200:
-        raise Sick(f"{url}/ready answers {answer}: {body(f'{url}/ready')}", "See the checks above, and the files in the log folder.")
+        raise Sick(
+            f"{url}/ready answers {answer}: {body(f'{url}/ready')}",
+            "See the checks above, and the files in the log folder.",
+        )
     return url
 
 

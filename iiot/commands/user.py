@@ -40,7 +40,9 @@ def list_users(as_json: bool) -> None:
 @user.command()
 @click.argument("email")
 @click.option("--tenant", "tenant_name", required=True, help="Id, slug or name of the tenant.")
-@click.option("--role", type=click.Choice(["admin", "engineer", "operator", "viewer"]), default="viewer", show_default=True)
+@click.option(
+    "--role", type=click.Choice(["admin", "engineer", "operator", "viewer"]), default="viewer", show_default=True
+)
 @click.option("--name", default="", help="The person's name.")
 @json_option
 def create(email: str, tenant_name: str, role: str, name: str, as_json: bool) -> None:

@@ -102,7 +102,17 @@ def _create() -> None:
         )
     nologin = shutil.which("nologin", path="/usr/sbin:/sbin:/usr/bin:/bin") or "/bin/false"
     result = subprocess.run(
-        [useradd, "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", nologin, NAME],
+        [
+            useradd,
+            "--system",
+            "--user-group",
+            "--no-create-home",
+            "--home-dir",
+            "/nonexistent",
+            "--shell",
+            nologin,
+            NAME,
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -122,7 +132,9 @@ def service_dir(data_dir: Path, account: Account) -> Path:
         path = Path(note.read_text().strip())
         if path.is_dir() and account.reaches(path):
             return path
-        raise EmbeddedError(f"{note} says that the databases are in {path}, which cannot be reached. Restore that folder.")
+        raise EmbeddedError(
+            f"{note} says that the databases are in {path}, which cannot be reached. Restore that folder."
+        )
     if account.reaches(data_dir):
         return data_dir
     FALLBACK.mkdir(mode=0o755, parents=True, exist_ok=True)

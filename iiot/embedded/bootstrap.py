@@ -15,8 +15,6 @@ from iiot.embedded.account import Account
 from iiot.embedded.datadir import FIRST_ADMIN
 
 
-
-
 def prepare() -> dict[str, Any]:
     """Upgrade the schema and make the first administrator: `{"revision", "admin", "broker"}`.
 

@@ -16,7 +16,7 @@ from iiot.embedded.console import Console
 from iiot.embedded.datadir import DataDir
 from iiot.embedded.mqtt import ROOT, Amqtt, Mosquitto, ServiceUsers, find_mosquitto, reachable
 from iiot.embedded.postgres import Postgres
-from iiot.embedded.process import Program
+from iiot.embedded.process import Program, always
 from iiot.embedded.valkey import Valkey
 
 # What the portal itself listens on, in TCP; a default port that is taken is replaced, a chosen one is not.
@@ -46,9 +46,8 @@ class Plan:
         shown = reachable(host)
         return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
-    def python(self, name: str, arguments: list[str], ready: Callable[[], bool] | None = None) -> Program:
+    def python(self, name: str, arguments: list[str], ready: Callable[[], bool] = always) -> Program:
         """One of the portal's own processes: `python -m <arguments>` from the checkout."""
-        extra = {} if ready is None else {"ready": ready}
         return Program(
             name=name,
             argv=[sys.executable, "-m", *arguments],
@@ -57,12 +56,16 @@ class Plan:
             folder=ROOT,
             stop_seconds=5.0,
             start_seconds=60.0,
-            **extra,
+            ready=ready,
         )
 
 
 def make(
-    settings: Settings, data: DataDir, console: Console, document: Callable[[], Mapping[str, Any]], old: Mapping[str, Any]
+    settings: Settings,
+    data: DataDir,
+    console: Console,
+    document: Callable[[], Mapping[str, Any]],
+    old: Mapping[str, Any],
 ) -> Plan:
     """Decide ports and make the launchers; raises EmbeddedError when a port that was asked for is taken.
 

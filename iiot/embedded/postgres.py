@@ -89,7 +89,9 @@ class Postgres:
         programs = target / package / install / "bin"
         result = self.account.run([str(programs / "postgres"), "--version"])
         if result.returncode:
-            raise EmbeddedError(f"PostgreSQL does not run on this machine: {result.stderr.strip() or result.stdout.strip()}")
+            raise EmbeddedError(
+                f"PostgreSQL does not run on this machine: {result.stderr.strip() or result.stdout.strip()}"
+            )
         return programs
 
     @property

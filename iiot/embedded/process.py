@@ -77,7 +77,7 @@ class Child:
                 cwd=program.folder,
                 env=None if program.environment is None else dict(program.environment),
                 start_new_session=True,
-                preexec_fn=tie_to_parent,
+                preexec_fn=tie_to_parent,  # noqa: PLW1509  (starting is done by the main thread)
                 **program.account.popen_options(),
             )
         self._asked = False

@@ -39,7 +39,9 @@ class Slot:
 class Supervisor:
     """Runs in the main thread, which also starts every child: the kernel ties a child to the thread that started it."""
 
-    def __init__(self, console: Console, changed: Callable[[Sequence[Slot]], None], died: Callable[[Slot, int], None]) -> None:
+    def __init__(
+        self, console: Console, changed: Callable[[Sequence[Slot]], None], died: Callable[[Slot, int], None]
+    ) -> None:
         self.console = console
         self.slots: list[Slot] = []
         self._changed = changed

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,13 @@ class Up:
 
     def _start_portal(self) -> None:
         configuration = str(ROOT / "config" / "gunicorn.conf.py")
-        programs = {
-            "web": (["gunicorn", "-c", configuration, "app_advanced:app"], lambda: status(f"{self.plan.http}/health") == 200),
-            "mqtt": (["protocols", "run", "mqtt"], None),
-            "stream": (["iiot", "stream"], None),
-        }
+        make, python = self.supervisor.launch, self.plan.python
+        serves = partial(answers_ok, f"{self.plan.http}/health")
+        web = partial(python, "web", ["gunicorn", "-c", configuration, "app_advanced:app"], serves)
         slots = [
-            self.supervisor.launch(name, lambda n=name, a=arguments, r=ready: self.plan.python(n, a, r), STAGE_PORTAL)
-            for name, (arguments, ready) in programs.items()
+            make("web", web, STAGE_PORTAL),
+            make("mqtt", partial(python, "mqtt", ["protocols", "run", "mqtt"]), STAGE_PORTAL),
+            make("stream", partial(python, "stream", ["iiot", "stream"]), STAGE_PORTAL),
         ]
         for slot in slots:
             self.supervisor.wait(slot)
@@ -138,7 +138,7 @@ class Up:
     def _wait_until_ready(self) -> None:
         """/ready answers 200 when database, Redis and MQTT serve. Processes that die meanwhile are started again."""
         deadline = time.monotonic() + READY_SECONDS
-        while status(f"{self.plan.http}/ready") != 200:
+        while not answers_ok(f"{self.plan.http}/ready"):
             if self.supervisor.stopping:
                 raise Interrupted
             if time.monotonic() > deadline:
@@ -155,7 +155,9 @@ class Up:
         if port:
             say(f"  Devices publish to mqtt://{reachable(host)}:{port}")
         if self._admin.get("password"):
-            say(f"  Sign in as {strong(str(self._admin['email']))} with the one-time password {strong(str(self._admin['password']))}")
+            say(
+                f"  Sign in as {strong(str(self._admin['email']))} with the one-time password {strong(str(self._admin['password']))}"
+            )
         say("  Ctrl-C stops everything; nothing is lost.")
         say()
 
@@ -193,12 +195,16 @@ class Up:
     def _admin_changed(self) -> bool:
         """Whether the one-time password was replaced; False while the database does not answer."""
         try:
-            connection = psycopg2.connect(config.read().database_url_for("owner").replace("+psycopg2", "", 1), connect_timeout=2)
+            connection = psycopg2.connect(
+                config.read().database_url_for("owner").replace("+psycopg2", "", 1), connect_timeout=2
+            )
         except (psycopg2.OperationalError, config.SettingsError):
             return False
         try:
             with connection, connection.cursor() as cursor:
-                cursor.execute("SELECT must_change_password FROM iiot.user_account WHERE email = %s", (self._admin["email"],))
+                cursor.execute(
+                    "SELECT must_change_password FROM iiot.user_account WHERE email = %s", (self._admin["email"],)
+                )
                 row = cursor.fetchone()
                 return row is None or not row[0]
         except psycopg2.Error:
@@ -261,13 +267,18 @@ def status(url: str) -> int:
         return 0
 
 
+def answers_ok(url: str) -> bool:
+    """Whether a GET is answered by 200."""
+    return status(url) == 200
+
+
 def body(url: str) -> str:
     """What a failing readiness check says; empty when nobody answers."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
-            return answer.read(4096).decode(errors="replace")
+            return bytes(answer.read(4096)).decode(errors="replace")
     except urllib.error.HTTPError as error:
         with error:
-            return error.read(4096).decode(errors="replace")
+            return bytes(error.read(4096)).decode(errors="replace")
     except OSError as error:
         return str(error)

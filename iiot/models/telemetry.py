@@ -89,9 +89,13 @@ class Latest(tenancy.TenantOwned, Base):
 
 
 class Rollup(tenancy.TenantOwned, Base):
-    """One hour (UTC) of a numeric signal, summed up from the raw readings."""
+    """One hour (UTC) of a numeric signal, summed up from the raw readings; n = 0 says that it has changed since, see services.rollups.
+
+    `sumsq` is the sum of squared deviations from the hour's mean: plain squares would lose the variance of large values.
+    """
 
     __tablename__ = "rollup_1h"
+    __table_args__ = (Index("ix_rollup_1h_changed", "hour", postgresql_where=text("n = 0")),)
 
     tenant_id: Mapped[int] = mapped_column(primary_key=True)
     signal_id: Mapped[int] = mapped_column(primary_key=True)

@@ -1,11 +1,11 @@
 """The pages: thin views over the services, Jinja templates, native custom elements for what moves. No bundler, nothing inline."""
 
-import importlib.metadata
 from typing import Any
 
 from flask import Flask, Response, send_from_directory
 from flask import g as flask_g
 
+import iiot
 from iiot.portal import render, session
 from iiot.web import Context
 
@@ -17,7 +17,7 @@ def init_app(app: Flask) -> None:
     """Filters and values for templates, and the address of static files."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters.update(render.FILTERS)
-    app.jinja_env.globals.update(asset=render.asset, navigation=NAVIGATION, version=_version(), form={}, errors={}, problem=None, message=None)
+    app.jinja_env.globals.update(asset=render.asset, navigation=NAVIGATION, version=iiot.__version__, form={}, errors={}, problem=None, message=None)
     app.context_processor(_who)
     app.add_url_rule("/assets/<version>/<path:name>", endpoint="assets", view_func=_asset)
 
@@ -37,9 +37,3 @@ def _asset(version: str, name: str) -> Response:
     response.headers["Cache-Control"] = FOREVER if version == render.assets_version() else "no-store"
     return response
 
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("iiot-portal")
-    except importlib.metadata.PackageNotFoundError:
-        return "development"

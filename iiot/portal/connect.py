@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 
+from flask import render_template, request
+
+from iiot import config
 from iiot.config import Settings, split_bind
+from iiot.models import Device
 
 PLACEHOLDER = "YOUR_TOKEN"
-EVERYWHERE = ("0.0.0.0", "::")
+# What a server binds to when it listens on every address; no device can connect to it by that name.
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,13 @@ def examples(settings: Settings, base_url: str, uid: str, token: str | None) -> 
     base = (settings.public_url or base_url).rstrip("/")
     host, port = mqtt_address(settings, base.partition("://")[2].partition("/")[0].rpartition(":")[0] or base)
     word = token or PLACEHOLDER
+    mqtt_note = "From the package mosquitto-clients. QoS 1: it returns when the message is stored."
+    http_note = "The answer says how many readings were stored, and why any were not."
+    python_note = "Sends a reading every second. Install the library with: pip install paho-mqtt"
     return [
-        Example("MQTT", f"{host}:{port}", _mosquitto(host, port, uid, word), "From the package mosquitto-clients. QoS 1: it returns when the message is stored."),
-        Example("HTTP", f"{base}/api/v1/telemetry", _curl(base, uid, word), "The answer says how many readings were stored, and why any were not."),
-        Example("Python", "paho-mqtt 2", _paho(host, port, uid, word), "Sends a reading every second. Install the library with: pip install paho-mqtt"),
+        Example("MQTT", f"{host}:{port}", _mosquitto(host, port, uid, word), mqtt_note),
+        Example("HTTP", f"{base}/api/v1/telemetry", _curl(base, uid, word), http_note),
+        Example("Python", "paho-mqtt 2", _paho(host, port, uid, word), python_note),
     ]
 
 
@@ -69,3 +77,10 @@ while True:
     reading = {{"temperature": round(random.gauss(21.5, 0.4), 2), "running": True}}
     client.publish(f"iiot/{{uid}}/up/telemetry", json.dumps(reading), qos=1).wait_for_publish()
     time.sleep(1)'''
+
+
+def page(device: Device, token: str | None) -> str:
+    """The Connect tab. With a token just made it is shown, and the browser gives the page its own address, so that a reload sends no form."""
+    found = examples(config.load(), request.host_url, device.uid, token)
+    address = f"/devices/{device.uid}/connect" if token else None
+    return render_template("device_connect.html", tab="connect", device=device, token=token, examples=found, placeholder=PLACEHOLDER, address=address)

@@ -67,7 +67,7 @@ def _walk(x: Values, y: Values, edges: Indexes, ahead_x: Values, ahead_y: Values
 def min_max(ts: Stamps, values: Values, start: int, width: int) -> Indexes:
     """Indexes of the least and the greatest value of each time bin of `width` from `start`, and of both ends.
 
-    At most two points per bin. Taking the extremes of extremes changes nothing, so a long series may be fed in parts.
+    At most two points per bin; the least and the greatest of all are always among them, so a long series may be reduced in parts.
     """
     bins = (ts - start) // width
     starts = np.flatnonzero(np.diff(bins, prepend=bins[0] - 1))
@@ -90,10 +90,8 @@ class Downsampler:
     While there are at most ten readings per shown point the answer is plain LTTB, beyond that MinMaxLTTB.
     """
 
-    def __init__(self, start: int, stop: int, limit: int) -> None:
-        self._start = start
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._width = max(1, -(-(stop - start) * 2 // (limit * PRESELECTION_RATIO)))
         self._ts: Stamps = np.empty(0, dtype=np.int64)
         self._values: Values = np.empty(0, dtype=np.float64)
 
@@ -102,7 +100,9 @@ class Downsampler:
         self._ts = np.concatenate((self._ts, ts))
         self._values = np.concatenate((self._values, values))
         if len(self._ts) > self._limit * PRESELECT_ABOVE:
-            keep = min_max(self._ts, self._values, self._start, self._width)
+            # The bins divide what has come so far, so that readings that fill a small part of the range keep their detail.
+            start, span = int(self._ts[0]), int(self._ts[-1] - self._ts[0]) + 1
+            keep = min_max(self._ts, self._values, start, -(-span * 2 // (self._limit * PRESELECTION_RATIO)))
             self._ts, self._values = self._ts[keep], self._values[keep]
 
     def points(self) -> tuple[Stamps, Values]:

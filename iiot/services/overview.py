@@ -52,7 +52,8 @@ class Overview:
 
 def overview(db: Session) -> Overview:
     """The overview of the session's tenant."""
-    states: dict[str, int] = {status: count for status, count in db.execute(select(Device.status, func.count()).group_by(Device.status))}
+    rows = db.execute(select(Device.status, func.count()).group_by(Device.status)).all()
+    states = {row[0]: int(row[1]) for row in rows}
     today = clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
     rate, until = _rate(db)
     return Overview(

@@ -176,7 +176,7 @@ class _Asked:
 
     def _chart(self, signal: int) -> list[Point]:
         question = self.question
-        sampler = Downsampler(question.start, question.stop, question.most)
+        sampler = Downsampler(question.most)
         for part in self.reader.parts(signal, question.start, question.stop):
             sampler.feed(*part)
         return _pairs(*sampler.points())

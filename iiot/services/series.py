@@ -88,6 +88,11 @@ class Reader:
         rows = self._db.execute(_TEXT_AT, {**bounds, "stamps": [clock.from_ms(ts) for ts in stamps]})
         return [txt for _, txt in rows]
 
+    def explain(self, signal: int, start: int, stop: int) -> list[str]:
+        """PostgreSQL's plan for one part."""
+        statement = tenancy.sql(f"EXPLAIN {_PART.text}")
+        return [line for (line,) in self._db.execute(statement, _bounds(signal, start, stop))]
+
     def _columns(self, statement: TextClause, signal: int, start: int, stop: int, **more: int) -> Series:
         if time.monotonic() > self._deadline:
             raise too_much()

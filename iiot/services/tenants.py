@@ -4,17 +4,18 @@ import re
 import secrets
 import unicodedata
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from iiot import auth, clock, ids
 from iiot.errors import NotFound
-from iiot.models import Device, Membership, Quota, RejectedMessage, Signal, Tenant, UsageDay
+from iiot.models import Device, Membership, Quota, Signal, Tenant, UsageDay
 from iiot.services.listing import Found, Wanted, find
+from iiot.services.overview import overview
 
-RATE_WINDOW = timedelta(minutes=5)
+RATE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,41 @@ def quota(db: Session) -> dict[str, Limit]:
     }
 
 
-def _midnight() -> object:
+def _midnight() -> datetime:
     return clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def _readings_since(db: Session, since: object) -> int:
+def _readings_since(db: Session, since: datetime) -> int:
     return int(db.scalar(select(func.coalesce(func.sum(UsageDay.readings), 0)).where(UsageDay.day >= since)) or 0)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts of now and of today (UTC); `readings_per_second` is the mean of the last minute."""
+
+    devices: int
+    online: int
+    offline: int
+    never_seen: int
+    signals: int
+    readings_today: int
+    rejected_today: int
+    readings_per_second: float
+
+
+def stats(db: Session) -> Stats:
+    """The figures of the session's tenant."""
+    seen = overview(db)
+    steps = RATE_SECONDS // seen.rate_step
+    # The newest step is still being filled.
+    recent = seen.rate[-steps - 1 : -1]
+    return Stats(
+        seen.devices,
+        seen.online,
+        seen.offline,
+        seen.never_seen,
+        db.scalar(select(func.count()).select_from(Signal)) or 0,
+        seen.readings_today,
+        seen.rejected_today,
+        round(sum(recent) / RATE_SECONDS, 2),
+    )

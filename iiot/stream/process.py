@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from iiot.stream import housekeeping
+from iiot.stream import housekeeping, rollup
 from iiot.stream.latest import LatestEffect
 from iiot.stream.live import LiveEffect
 from iiot.stream.log import Tailer
@@ -25,16 +25,21 @@ def run(stop: threading.Event) -> None:
     doorbell = Doorbell()
     latest = Tailer("latest", LatestEffect())
     live = Tailer("live", LiveEffect(), start="newest")
+    hours = rollup.tailer()
+    sums = rollup.tailer()
     tasks: dict[str, Callable[[], None]] = {
         "listen": lambda: doorbell.listen(stop),
         "latest": lambda: follow(latest, stop, doorbell, Pace(duty=0.2, longest=1.0)),
         "live": lambda: follow(live, stop, doorbell, Pace(duty=0.3, longest=0.2)),
+        "rollup": lambda: follow(hours, stop, doorbell, Pace(duty=0.2, longest=2.0)),
+        "rollup": lambda: follow(sums, stop, doorbell, Pace(duty=0.1, longest=2.0)),
+        "sweep": lambda: rollup.run(stop),
         "housekeeping": lambda: housekeeping.run(stop),
     }
     threads = [threading.Thread(target=task, name=name, daemon=True) for name, task in tasks.items()]
     for thread in threads:
         thread.start()
-    log.info("stream started", tailers=[latest.name, live.name])
+    log.info("stream started", tailers=[latest.name, live.name, hours.name])
     stop.wait()
     doorbell.ring()
     deadline = time.monotonic() + DRAIN_SECONDS

@@ -1,6 +1,5 @@
 """Keeps rollup_1h: a tailer that marks the hours that the log touched, and a sweep that sums up those that are over."""
 
-import threading
 import time
 from datetime import timedelta
 from itertools import groupby
@@ -11,15 +10,15 @@ from sqlalchemy.orm import Session
 
 from iiot import clock, tenancy
 from iiot.services import rollups
+from iiot.services.batchlog import position
 from iiot.services.timespan import DAY, HOUR
-from iiot.stream.log import Batch, Tailer, position
+from iiot.stream.log import Batch, Tailer
 
 log = structlog.get_logger(__name__)
 
-SWEEP_SECONDS = 30.0
 # A reading may come some time after its hour; summing up waits a little, so that most hours are summed up once.
 GRACE = timedelta(minutes=2)
-# Hours per transaction, and the longest work between two commits.
+# Hours per transaction.
 PORTION = 200
 # Readings are accepted from 30 days back.
 REACH = timedelta(milliseconds=32 * DAY)
@@ -84,13 +83,8 @@ def sweep(portion: int = PORTION) -> int:
     return len(waiting)
 
 
-def run(stop: threading.Event, pause: float = SWEEP_SECONDS) -> None:
-    """Sweep every `pause` seconds until `stop`; never raises. Working and resting take turns, so that a backlog leaves room for others."""
-    while not stop.is_set():
-        began = time.monotonic()
-        try:
-            done = sweep()
-        except Exception as error:
-            log.error("hours could not be summed up, they stay marked", exc_info=error)
-            done = 0
-        stop.wait(pause if done < PORTION else time.monotonic() - began)
+def refresh(most_seconds: float = 20.0) -> None:
+    """Sum up all hours that wait, for at most `most_seconds`; what is left waits for the next time. Raises what the database raises."""
+    deadline = time.monotonic() + most_seconds
+    while sweep() == PORTION and time.monotonic() < deadline:
+        pass

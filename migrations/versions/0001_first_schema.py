@@ -164,6 +164,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant_id", "signal_id", "hour", name=op.f("pk_rollup_1h")),
         schema="iiot",
     )
+    op.create_index(
+        "ix_rollup_1h_changed", "rollup_1h", ["hour"], unique=False, schema="iiot", postgresql_where=sa.text("n = 0")
+    )
     op.create_table(
         "stream_cursor",
         sa.Column("name", sa.Text(), nullable=False),

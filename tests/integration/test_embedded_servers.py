@@ -29,7 +29,9 @@ def test_postgres_keeps_committed_rows_over_kill(folder: object, postgres: servi
 
 
 def test_settings_name_a_migrated_database_and_an_empty_valkey(settings: Settings) -> None:
-    connection = psycopg2.connect(make_url(settings.database_url_for("app")).set(drivername="postgresql").render_as_string(hide_password=False))
+    connection = psycopg2.connect(
+        make_url(settings.database_url_for("app")).set(drivername="postgresql").render_as_string(hide_password=False)
+    )
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_user, count(*) FROM iiot.device")
         assert cursor.fetchone() == ("iiot_app", 0)

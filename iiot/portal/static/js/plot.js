@@ -14,6 +14,18 @@ export function colour(name) {
 
 export const seriesColour = (index) => `--chart-${(index % 6) + 1}`;
 
+// 24-hour clock; the second line says the day where it changes. [smallest step in s, format, where year, month, day, hour, minute change, …]
+const TIMES = [
+  [86400 * 365, "{YYYY}", null, null, null, null, null, null, 1],
+  [86400 * 28, "{MMM}", "\n{YYYY}", null, null, null, null, null, 1],
+  [86400, "{D} {MMM}", "\n{YYYY}", null, null, null, null, null, 1],
+  [60, "{HH}:{mm}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}", null, null, null, 1],
+  [1, "{HH}:{mm}:{ss}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}", null, null, null, 1],
+  [0.001, ":{ss}.{fff}", "\n{D} {MMM} {YYYY}", null, "\n{D} {MMM}", null, "\n{HH}:{mm}", null, 1],
+];
+
+export const timeAxis = (extra = {}) => axis({ values: TIMES, space: 80, ...extra });
+
 export function axis(extra = {}) {
   const line = { stroke: () => colour("--line"), width: 1 };
   return { stroke: () => colour("--quiet"), font: '12px "Inter Variable", sans-serif', grid: line, ticks: { ...line, size: 4 }, ...extra };

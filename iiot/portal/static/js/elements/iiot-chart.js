@@ -1,7 +1,7 @@
 // The chart of a device: history by REST, then live points by the socket; after a gap it loads again. The address keeps what is shown.
 import { api } from "../api.js";
 import { currentState, on, watch } from "../live.js";
-import { axis, colour, plot, seriesColour } from "../plot.js";
+import { axis, colour, plot, seriesColour, timeAxis } from "../plot.js";
 import { append, join, question, RANGES } from "../series.js";
 import { format } from "../values.js";
 import { LiveElement } from "./live-element.js";
@@ -12,11 +12,11 @@ customElements.define("iiot-chart", class extends LiveElement {
   connect() {
     this.uid = this.getAttribute("device");
     this.box = this.querySelector(".chart-box");
-    this.boxes = [...this.querySelectorAll(".signal input")];
+    this.boxes = [...this.querySelectorAll(".pick input")];
     this.boxes.forEach((box, i) => { box.parentElement.style.setProperty("--series", `var(${seriesColour(i)})`); });
     this.points = {};
     this.readAddress();
-    this.addEventListener("change", (event) => { if (event.target.matches(".signal input")) this.load(); });
+    this.addEventListener("change", (event) => { if (event.target.matches(".pick input")) this.load(); });
     this.addEventListener("click", (event) => { if (event.target.dataset.range) this.pick(event.target.dataset.range); });
     this.custom.addEventListener("submit", (event) => { event.preventDefault(); this.load(); });
     this.load();
@@ -140,7 +140,7 @@ customElements.define("iiot-chart", class extends LiveElement {
       const value = (_u, v) => (v == null ? "–" : `${format(v)}${unit ? ` ${unit}` : ""}`);
       return { label: key, scale: units.indexOf(unit) ? "y2" : "y", stroke: () => colour(stroke), width: 1.75, spanGaps: false, points: { show: data[0].length < 40, size: 5, fill: () => colour(stroke) }, value };
     });
-    const axes = [axis({ space: 80 }), axis({ size: 58 })];
+    const axes = [timeAxis(), axis({ size: 58 })];
     if (units.length > 1) axes.push(axis({ size: 58, side: 1, scale: "y2", grid: { show: false } }));
     this.drawn = plot(this.box, { series: [{ value: (_u, v) => (v == null ? "–" : new Date(v * 1000).toLocaleString("en-GB")) }, ...series], axes, legend: { live: true }, cursor: { drag: { x: true, y: false } } }, data);
   }

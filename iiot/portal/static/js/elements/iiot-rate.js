@@ -1,6 +1,6 @@
 // Readings per second of the whole tenant over the last minutes, moved on by the live channel.
 import { on, watch } from "../live.js";
-import { axis, colour, plot, uPlot } from "../plot.js";
+import { axis, colour, plot, timeAxis, uPlot } from "../plot.js";
 import { size } from "./iiot-count.js";
 import { LiveElement } from "./live-element.js";
 
@@ -26,7 +26,7 @@ customElements.define("iiot-rate", class extends LiveElement {
         stroke: () => colour("--chart-1"), width: 1.75, points: { show: false },
         fill: () => colour("--chart-1").replace(/\)$/, " / 0.12)"), paths: uPlot.paths.stepped({ align: 1 }),
       }],
-      axes: [axis({ space: 70 }), axis({ size: 46 })],
+      axes: [timeAxis({ space: 70 }), axis({ size: 46 })],
     };
   }
 

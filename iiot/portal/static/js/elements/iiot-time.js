@@ -1,6 +1,7 @@
 // A moment in the reader's own time zone, relative or absolute; the title keeps UTC.
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
 const absolute = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+const day = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
 const shown = new Set();
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
 
@@ -8,7 +9,7 @@ const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
 export function ago(ms, now = Date.now()) {
   const seconds = (ms - now) / 1000;
   if (Math.abs(seconds) < 5) return "just now";
-  if (Math.abs(seconds) > 7 * 86400) return absolute.format(ms);
+  if (Math.abs(seconds) > 7 * 86400) return day.format(ms);
   const [unit, size] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? ["second", 1];
   return relative.format(Math.trunc(seconds / size), unit);
 }

@@ -1,0 +1,118 @@
+"""The pages of one device, a tab each."""
+
+from typing import Any
+
+from flask import Response, make_response, redirect, render_template, request
+
+from iiot import tenancy, web
+from iiot.errors import Invalid, Problem
+from iiot.models import Device
+from iiot.portal import connect, forms
+from iiot.services import devices, rejections, signals
+
+pages = web.pages("device")
+DRAWABLE = ("number", "boolean")
+SAVED = {"saved": "Saved.", "disabled": "The device is disabled and disconnected.", "enabled": "The device is enabled."}
+
+
+@pages.route("GET", "/devices/<uid>", permission="device:read")
+def overview(ctx: web.Context, uid: str) -> str:
+    """State and newest values."""
+    with tenancy.work(ctx.scope) as db:
+        device = devices.get(db, uid)
+        latest = signals.latest(db, uid)
+    return render_template("device_overview.html", tab="overview", device=device, latest=latest)
+
+
+@pages.route("GET", "/devices/<uid>/connect", permission="device:read")
+def connect_page(ctx: web.Context, uid: str) -> str:
+    """How to connect the device."""
+    with tenancy.work(ctx.scope) as db:
+        device = devices.get(db, uid)
+    return connect.page(device, None)
+
+
+@pages.route("POST", "/devices/<uid>/credentials", permission="device:write")
+def new_token(ctx: web.Context, uid: str) -> Response:
+    """Make a new token and show it once."""
+    with tenancy.work(ctx.scope) as db:
+        device, token = devices.new_token(db, uid)
+    return make_response(connect.page(device, token), 201)
+
+
+@pages.route("GET", "/devices/<uid>/chart", permission="telemetry:read")
+def chart(ctx: web.Context, uid: str) -> str:
+    """The chart of the signals that can be drawn."""
+    with tenancy.work(ctx.scope) as db:
+        device = devices.get(db, uid)
+        drawable = [signal for signal in signals.list_signals(db, uid) if signal.type in DRAWABLE]
+    return render_template("device_chart.html", tab="chart", device=device, signals=drawable)
+
+
+@pages.route("GET", "/devices/<uid>/rejected", permission="telemetry:read")
+def rejected(ctx: web.Context, uid: str) -> str:
+    """Messages that were refused, newest first."""
+    cursor = request.args.get("cursor")
+    position = web.decode_cursor(f"page:rejected:{uid}", cursor)
+    with tenancy.work(ctx.scope) as db:
+        device = devices.get(db, uid)
+        found = rejections.list_rejected(db, device.id, before=position[0] if position else None)
+    following = web.encode_cursor(f"page:rejected:{uid}", found.next_position)
+    return render_template("device_rejected.html", tab="rejected", device=device, found=found, cursor=cursor, next_cursor=following)
+
+
+def _settings_values(device: Device) -> dict[str, Any]:
+    form = {"name": device.name, "type": device.type, "tags": ", ".join(device.tags), "external_id": device.external_id or "", "confirm": ""}
+    return {"tab": "settings", "device": device, "form": form}
+
+
+@pages.route("GET", "/devices/<uid>/settings", permission="device:write")
+def settings(ctx: web.Context, uid: str) -> str:
+    """The description, access and deletion of the device."""
+    with tenancy.work(ctx.scope) as db:
+        device = devices.get(db, uid)
+    return render_template("device_settings.html", message=SAVED.get(request.args.get("done", "")), **_settings_values(device))
+
+
+@pages.route("POST", "/devices/<uid>/settings", permission="device:write")
+def save(ctx: web.Context, uid: str) -> Response:
+    """Save the description, unless somebody else changed it meanwhile."""
+    form = forms.texts("name", "type", "tags", "external_id", "version")
+    changes = {"name": form["name"], "type": form["type"] or "default", "tags": forms.tags(form["tags"]), "external_id": form["external_id"] or None}
+    try:
+        with tenancy.work(ctx.scope) as db:
+            devices.change(db, uid, changes, form["version"] or None)
+    except Problem as problem:
+        return _refused(ctx, uid, problem, form)
+    return make_response(redirect(f"/devices/{uid}/settings?done=saved", 303))
+
+
+def _refused(ctx: web.Context, uid: str, problem: Problem, form: dict[str, str]) -> Response:
+    """The settings page with what was wrong; NotFound when the device is not there at all."""
+    with tenancy.work(ctx.scope) as db:
+        values = _settings_values(devices.get(db, uid))
+    values["form"] |= form
+    return forms.refused("device_settings.html", problem, **values)
+
+
+@pages.route("POST", "/devices/<uid>/enabled", permission="device:write")
+def enable(ctx: web.Context, uid: str) -> Response:
+    """Let the device in, or shut it out."""
+    enabled = request.form.get("enabled") == "true"
+    with tenancy.work(ctx.scope) as db:
+        devices.set_enabled(db, uid, enabled)
+    return make_response(redirect(f"/devices/{uid}/settings?done={'enabled' if enabled else 'disabled'}", 303))
+
+
+@pages.route("POST", "/devices/<uid>/delete", permission="device:write")
+def delete(ctx: web.Context, uid: str) -> Response:
+    """Delete the device after its name was typed."""
+    confirm = request.form.get("confirm", "").strip()
+    try:
+        with tenancy.work(ctx.scope) as db:
+            if confirm != devices.get(db, uid).name:
+                raise Invalid("The device was not deleted.", [{"loc": ["body", "confirm"], "msg": "this is not the device's name"}])
+            devices.remove(db, uid)
+    except Invalid as problem:
+        return _refused(ctx, uid, problem, {"confirm": confirm})
+    return make_response(redirect("/devices", 303))
