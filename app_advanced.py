@@ -5,7 +5,7 @@ from typing import Any
 
 from flask import Flask
 
-from iiot import config, web
+from iiot import config, live, web
 
 PORTAL = Path(__file__).parent / "iiot" / "portal"
 
@@ -17,15 +17,9 @@ def create_app(settings: config.Settings | None = None) -> Flask:
     web.init_app(app, settings)
     web.discover(app, "iiot.api")
     web.discover(app, "iiot.portal")
-    _add_live(app)
+    live.init_app(app)
     web.wrap(app, settings)
     return app
-
-
-def _add_live(app: Flask) -> None:
-    from iiot import live
-
-    live.init_app(app)
 
 
 def __getattr__(name: str) -> Any:

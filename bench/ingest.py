@@ -79,7 +79,7 @@ class BareReader:
 
         self.statement, self.tenant = INSERT, tenant_id
         self.database = psycopg2.connect(bench.settings.database_url_for("ingest").replace("+psycopg2", ""))
-        with bench.superuser() as counting, counting.cursor() as cursor:
+        with bench.superuser().cursor() as cursor:
             cursor.execute("SELECT d.uid, s.key, s.id FROM iiot.signal s JOIN iiot.device d ON d.tenant_id = s.tenant_id AND d.id = s.device_id")
             self.signals = {(f"iiot/{uid}/up/telemetry".encode(), key): number for uid, key, number in cursor}
         self.connection = wire.connect(bench.login, "bench-reader")
@@ -213,14 +213,8 @@ def product(bench: Servers, uids: list[str], run: int, count: int) -> dict[str, 
 
 
 def _subscribed(bench: Servers) -> bool:
-    import paho.mqtt.subscribe as once  # noqa: F401 - the retained status of the adapter says that it is subscribed
-
-    return "iiot-adapter" in (bench.folder / "broker" / "logs" / "broker.log").read_text() or _online(bench)
-
-
-def _online(bench: Servers) -> bool:
     log = bench.folder / "protocols-run.log"
-    return log.exists() and "connected" in log.read_text()
+    return log.exists() and '"connected"' in log.read_text()
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The servers of a bench: the ones `python -m iiot up` starts, on free ports in a temporary folder, with durable settings."""
 
+import base64
 import contextlib
 import json
 import signal
@@ -43,12 +44,16 @@ class Servers:
     @contextlib.contextmanager
     def process(self, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
         """A process of the product with these settings; SIGTERM at the end. Its output is in a file of the folder."""
-        with (self.folder / f"{'-'.join(arguments[1:3]).replace('/', '_')}.log").open("ab") as log:
+        path = self.folder / f"{'-'.join(arguments[1:3]).replace('/', '_')}.log"
+        with path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments], env=environment(self.settings) | variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
             try:
                 yield process
+            except BaseException:
+                sys.stderr.write("".join(path.read_text(errors="replace").splitlines(keepends=True)[-20:]))
+                raise
             finally:
                 process.send_signal(signal.SIGTERM)
                 try:
@@ -82,10 +87,14 @@ def _let_the_bench_in(broker: MosquittoServer) -> None:
     from iiot import broker as security
 
     document = json.loads(json.dumps(broker._first()))
-    verifier = security.verifier(BENCH_USER)
-    client = dict(document["clients"][0])
-    client = {key: value for key, value in client.items() if key in ("password", "salt", "iterations")}
-    client |= security.stored_verifier(verifier) | {"username": BENCH_USER, "roles": [{"rolename": BENCH_USER}]}
+    salt, hashed, iterations = security.verifier(BENCH_USER)
+    client = {
+        "username": BENCH_USER,
+        "password": base64.b64encode(hashed).decode(),
+        "salt": base64.b64encode(salt).decode(),
+        "iterations": iterations,
+        "roles": [{"rolename": BENCH_USER}],
+    }
     acls = [
         {"acltype": kind, "topic": "iiot/+/up/#", "priority": 0, "allow": True}
         for kind in ("publishClientSend", "publishClientReceive", "subscribePattern")

@@ -184,13 +184,14 @@ def _check(peppered: bytes, target: bytes | None) -> bool:
 
 
 # The words people reach for first; longer lists hold mostly passwords shorter than twelve characters.
-_COMMON = frozenset(
-    """password1234 password12345 password123456 123456789012 1234567890123 12345678901234 qwertyuiop123 qwertyuiopas qwerty123456 1q2w3e4r5t6y
-    administrator administrator1 changemechangeme letmeinletmein welcome12345 welcome123456 iloveyou1234 abcdefghijkl abcdefghijklm
-    passwordpassword adminadminadmin qwertyqwerty monkeymonkey dragondragon football1234 baseball1234 superman1234 trustno1trustno1
-    correcthorsebatterystaple 111111111111 000000000000 aaaaaaaaaaaa p@ssw0rd1234 passw0rd1234 zaq12wsxcde3 1qaz2wsx3edc qazwsxedcrfv asdfghjkl123
-    internet1234 computer1234 secret123456 summer2024summer winter2024winter iiotportal123 industrial123 mosquitto1234""".split()
-)
+_COMMON_TEXT = """
+password1234 password12345 password123456 123456789012 1234567890123 12345678901234 qwertyuiop123 qwertyuiopas qwerty123456 1q2w3e4r5t6y
+administrator administrator1 changemechangeme letmeinletmein welcome12345 welcome123456 iloveyou1234 abcdefghijkl abcdefghijklm
+passwordpassword adminadminadmin qwertyqwerty monkeymonkey dragondragon football1234 baseball1234 superman1234 trustno1trustno1
+correcthorsebatterystaple p@ssw0rd1234 passw0rd1234 zaq12wsxcde3 1qaz2wsx3edc qazwsxedcrfv asdfghjkl123
+internet1234 computer1234 secret123456 summer2024summer winter2024winter iiotportal123 industrial123 mosquitto1234
+"""
+_COMMON = frozenset(_COMMON_TEXT.split())
 
 
 def check_password_policy(password: str, *, email: str, name: str, loc: str = "password") -> None:

@@ -18,11 +18,13 @@ FILE_BYTES = 10 * 1024 * 1024
 FILE_COUNT = 5
 MAX_TEXT = 2000
 
-# The WSGI environment of the request being served: the id and the tenant are read from it only when a line is really written.
+# What is known of the request being served, its id and tenant: read only when a line is really written.
 request: ContextVar[Mapping[str, Any] | None] = ContextVar("request", default=None)
 
 _SECRET_KEY = re.compile(r"authori[sz]ation|password|passwd|token|secret|cookie|credential|api[_-]?key", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}|\beyJ[\w-]+\.[\w-]+\.[\w-]+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+_SECRET_TEXT = re.compile(
+    r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}|\beyJ[\w-]+\.[\w-]+\.[\w-]+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+)
 _SECRET_PAIR = re.compile(r"""(?i)((?:password|passwd|token|secret|api[_-]?key)["']?\s*[=:]\s*["']?)[^\s"',;&}]+""")
 _HIDDEN = "[hidden]"
 
@@ -58,10 +60,10 @@ def _scrub_long(text: str) -> str:
 
 
 def _add_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    environ = request.get()
-    if environ is not None:
-        event.setdefault("request_id", environ.get("iiot.request_id"))
-        tenant = environ.get("iiot.tenant")
+    notes = request.get()
+    if notes is not None:
+        event.setdefault("request_id", notes.get("request_id"))
+        tenant = notes.get("tenant")
         if tenant:
             event.setdefault("tenant", tenant)
     return event
@@ -104,7 +106,10 @@ def setup(process: str, settings: config.Settings | None = None, stream: TextIO 
     ]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer(ensure_ascii=True)],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.JSONRenderer(ensure_ascii=True),
+        ],
     )
     level = getattr(logging, settings.log_level.upper())
     handlers: list[Handler] = [logging.StreamHandler(stream or sys.stdout)]
@@ -121,7 +126,15 @@ def setup(process: str, settings: config.Settings | None = None, stream: TextIO 
         root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(True)
-    for chatty in ("werkzeug", "asyncua", "geventwebsocket.handler", "urllib3", "flask-limiter", "engineio", "socketio"):
+    for chatty in (
+        "werkzeug",
+        "asyncua",
+        "geventwebsocket.handler",
+        "urllib3",
+        "flask-limiter",
+        "engineio",
+        "socketio",
+    ):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -62,7 +62,7 @@ def registry() -> CollectorRegistry:
 class _Handler(MetricsHandler):
     """GET /metrics and nothing else; collected anew at each request."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
         if self.path.partition("?")[0] != "/metrics":
             self.send_error(404)
             return

@@ -3,6 +3,7 @@
 import time
 
 import structlog
+from psycopg2.extensions import encrypt_password
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -42,15 +43,29 @@ def bootstrap(connection: Connection, settings: Settings) -> None:
 
 
 def _roles(connection: Connection, settings: Settings) -> None:
-    existing = set(connection.scalars(text("SELECT rolname FROM pg_roles WHERE rolname LIKE 'iiot\\_%'")))
+    found = connection.execute(text("SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname LIKE 'iiot\\_%'")).all()
+    existing = {row.rolname for row in found}
+    # Only a superuser may take an attribute away again, or even name it in ALTER ROLE; anybody else must not go on with such a role.
+    superuser = connection.scalar(text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"))
+    mighty = [row.rolname for row in found if row.rolsuper or (row.rolbypassrls and row.rolname != "iiot_backup")]
+    if mighty and not superuser:
+        raise RuntimeError(f"{', '.join(mighty)} would pass row-level security. Run ALTER ROLE … NOSUPERUSER NOBYPASSRLS as a superuser.")
     if "iiot_owner" not in existing:
         connection.execute(text(f"CREATE ROLE iiot_owner NOLOGIN {PLAIN}"))
     for role in ROLES[1:]:
         name = f"iiot_{role}"
-        verb = "ALTER" if name in existing else "CREATE"
-        connection.execute(text(f"{verb} ROLE {name} LOGIN {PLAIN} PASSWORD '{settings.database_password(role)}'"))
-    _let_backup_read_everything(connection)
+        verb = f"ALTER ROLE {name} {PLAIN if superuser else ''}" if name in existing else f"CREATE ROLE {name} {PLAIN}"
+        if superuser and role != "backup":
+            verb += " NOBYPASSRLS"
+        connection.exec_driver_sql(f"{verb} LOGIN PASSWORD '{_verifier(connection, name, settings.database_password(role))}'")
+    if not any(row.rolname == "iiot_backup" and row.rolbypassrls for row in found):
+        _let_backup_read_everything(connection)
     connection.execute(text("GRANT iiot_owner TO CURRENT_USER"))
+
+
+def _verifier(connection: Connection, name: str, password: str) -> str:
+    """What the server stores (RFC 5803), made here: the password itself never reaches the server's log."""
+    return str(encrypt_password(password, name, connection.connection.dbapi_connection, "scram-sha-256"))
 
 
 def _let_backup_read_everything(connection: Connection) -> None:

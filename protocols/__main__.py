@@ -12,7 +12,7 @@ import click
 import structlog
 
 import protocols
-from iiot import config
+from iiot import config, logs
 from protocols.base import AdapterError
 
 
@@ -56,7 +56,9 @@ def run(name: str) -> None:
     """Run one adapter until SIGTERM or Ctrl-C; then finish the batch, acknowledge, and leave."""
     from protocols.runner import Runner  # Imported late: it brings the database along, which `list` does not need.
 
-    adapter = adapters()[name].make(config.load())
+    settings = config.load()
+    logs.setup(f"protocol-{name}", settings)
+    adapter = adapters()[name].make(settings)
     runner = Runner(name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())

@@ -26,7 +26,7 @@ class AdapterError(Exception):
     """The adapter cannot work as it is set up; the text says what to do. The runner does not try again."""
 
 
-class ConnectionLost(Exception):  # noqa: N818 - an event more than an error
+class ConnectionLost(Exception):
     """The connection failed or ended. The runner calls `run` again after a pause (exponential, jittered, to 60 s)."""
 
 

@@ -22,6 +22,8 @@ from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from iiot import clock
 from iiot.payloads import PayloadError, parse
 from iiot.services import ingest
+from iiot.services.ingest import Incoming, Outcomes, StatusEvent
+from iiot.services.ingest import Outcome as Result
 from protocols.base import Adapter, ConnectionLost, Message, Outcome, Refusal
 
 BATCH: Final = 2_000
@@ -68,10 +70,10 @@ log = structlog.get_logger("protocols")
 class Store(Protocol):
     """What the writer needs of `iiot.services.ingest`: each call is one commit and raises when it failed."""
 
-    def ingest(self, messages: Sequence[ingest.Incoming]) -> ingest.Outcomes:
+    def ingest(self, messages: Sequence[Incoming], /) -> Outcomes:
         """Store telemetry; one outcome per message, in order."""
 
-    def status(self, events: Sequence[ingest.StatusEvent]) -> None:
+    def status(self, changes: Sequence[StatusEvent], /) -> None:
         """Store what devices, or their last wills, said about their connection."""
 
 
@@ -219,12 +221,11 @@ class Runner:
         started = time.monotonic()
         now_ms = clock.now_ms()
         outcomes = [_STORED] * len(batch)
-        incoming: list[ingest.Incoming] = []
+        incoming: list[Incoming] = []
         places: list[int] = []
-        events: list[ingest.StatusEvent] = []
+        events: list[StatusEvent] = []
         for place, message in enumerate(batch):
-            if message.kind == "telemetry" and message.retained:
-                # It was stored when it was news. Without a time of its own it would become a reading of today.
+            if _is_no_news(message):
                 continue
             event = _status_event(message) if message.kind == "status" else None
             if event is not None:
@@ -269,15 +270,15 @@ class _Halving:
     the same batch could be stored. Else the error goes up, and the batch is tried again later.
     """
 
-    def __init__(self, store: Store, messages: list[ingest.Incoming]) -> None:
+    def __init__(self, store: Store, messages: list[Incoming]) -> None:
         self.store = store
         self.messages = messages
         self.stored = 0
         self.duplicate = 0
         self.suspects: dict[int, Exception] = {}
-        self.results: dict[int, ingest.Outcome] = {}
+        self.results: dict[int, Result] = {}
 
-    def run(self) -> list[ingest.Outcome]:
+    def run(self) -> list[Result]:
         """One outcome per message, in order. Raises when nothing says that the messages are at fault."""
         self._try(0, len(self.messages))
         for place, error in self.suspects.items():
@@ -308,11 +309,19 @@ class _Halving:
         message = self.messages[place]
         log.error("message not storable", uid=message.uid, topic=message.topic, error=f"{error}"[:500])
         refusal = PayloadError("not-storable", "the message could not be stored; the operator of the portal finds why")
-        kept = ingest.Incoming(message.uid, None, refusal, message.protocol, message.topic, message.payload)
+        kept = Incoming(message.uid, None, refusal, message.protocol, message.topic, message.payload)
         self.results[place] = self.store.ingest([kept])[0]
 
 
-def _incoming(message: Message, protocol: str, now_ms: int) -> ingest.Incoming:
+def _is_no_news(message: Message) -> bool:
+    """Retained telemetry was stored when it was news; without a time of its own it would become a reading of today.
+    An empty status is how MQTT clears a retained one."""
+    if message.kind == "telemetry":
+        return message.retained
+    return message.kind == "status" and not message.payload
+
+
+def _incoming(message: Message, protocol: str, now_ms: int) -> Incoming:
     """Parse one message, or say why it is none."""
     parsed, error = None, None
     try:
@@ -325,18 +334,18 @@ def _incoming(message: Message, protocol: str, now_ms: int) -> ingest.Incoming:
             error = PayloadError("unknown-topic", reason)
     except PayloadError as refused:
         error = refused
-    return ingest.Incoming(message.uid, parsed, error, protocol, message.topic, message.payload)
+    return Incoming(message.uid, parsed, error, protocol, message.topic, message.payload)
 
 
-def _status_event(message: Message) -> ingest.StatusEvent | None:
+def _status_event(message: Message) -> StatusEvent | None:
     """What a status message says; None when it says nothing known."""
     word = message.payload.strip().lower()
     if word not in (b"online", b"offline"):
         return None
-    return ingest.StatusEvent(message.uid, word == b"online", "retained" if message.retained else "status")
+    return StatusEvent(message.uid, word == b"online", "retained" if message.retained else "status")
 
 
-def _outcome(result: ingest.Outcome) -> Outcome:
+def _outcome(result: Result) -> Outcome:
     """What the service says, in the words of the contract between runner and adapter."""
     refusals = tuple(
         Refusal(item.code, item.reason, item.limit, None, item.index, item.key) for item in result.rejected

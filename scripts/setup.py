@@ -102,6 +102,7 @@ def python_packages() -> None:
                         "--python",
                         sys.executable,
                         "--require-hashes",
+                        "--compile-bytecode",
                         "-r",
                         str(lock),
                     ],

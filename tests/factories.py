@@ -14,11 +14,13 @@ from sqlalchemy import insert
 from sqlalchemy.engine import make_url
 
 from iiot import config, tenancy
-from iiot.clock import now_ms
-from iiot.ids import new_uid
-from iiot.models import Device, Membership, Quota, Signal, Tenant, User
-from iiot.payloads import Parsed, Value
-from iiot.services.ingest import Incoming, Outcomes, ingest
+from iiot.clock import now, now_ms
+from iiot.ids import new_token, new_uid
+from iiot.models import Credential, Device, Membership, Quota, Signal, Tenant, User
+from iiot.payloads import Parsed, PayloadError, Value
+from iiot.services.ingest import Incoming, Outcomes, StatusEvent, ingest, status
+
+__all__ = ["StatusEvent", "ingest", "now", "now_ms", "status"]
 
 _numbers = itertools.count(1)
 
@@ -94,6 +96,29 @@ def make_signal(device: DeviceRow, key: str = "temperature", kind: str = "number
     row = {"tenant_id": device.tenant_id, "device_id": device.device_id, "key": key, "type": kind}
     with tenancy.work(tenancy.system("ingest")) as db:
         return int(db.execute(insert(Signal).values(row).returning(Signal.id)).scalar_one())
+
+
+def signal_id(device: DeviceRow, key: str) -> int:
+    """The id of a signal that exists."""
+    found = rows(
+        "SELECT id FROM iiot.signal WHERE tenant_id = %s AND device_id = %s AND key = %s",
+        device.tenant_id,
+        device.device_id,
+        key,
+    )
+    return int(found[0][0])
+
+
+def credential(device: DeviceRow) -> Credential:
+    """A credential of a device that nobody can use, to be added to a session of its tenant."""
+    return Credential(
+        device_id=device.device_id, token_hash=new_token(), mqtt_salt=b"salt", mqtt_hash=b"hash", mqtt_iterations=1
+    )
+
+
+def refused(uid: str, code: str = "not-json", reason: str = "This is not JSON.", payload: bytes = b"{") -> Incoming:
+    """A message that the parser refused."""
+    return Incoming(uid, None, PayloadError(code, reason), "test", f"iiot/{uid}/up/telemetry", payload)
 
 
 def message(uid: str, *items: tuple[int, dict[str, Value]], **values: Value) -> Incoming:

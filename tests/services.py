@@ -344,7 +344,9 @@ class Stack:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `python -m iiot …` beside it, as an operator would."""
-        return run_iiot(arguments, self.environment, **self.options)
+        # An operator's shell does not ask for port 0; the ports in use are read from embedded.json.
+        env = {name: value for name, value in self.environment.items() if not name.endswith("_BIND")}
+        return run_iiot(arguments, env, **self.options)
 
 
 def stack_environment(data_dir: Path, env: Mapping[str, str]) -> dict[str, str]:

@@ -47,6 +47,7 @@ class Supervisor:
         self._changed = changed
         self._died = died
         self._signals = 0
+        self._listening = False
         self._wake, waker = socket.socketpair()
         self._wake.setblocking(False)
         waker.setblocking(False)
@@ -59,6 +60,7 @@ class Supervisor:
 
     def listen(self) -> None:
         """Take the signals; SIGCHLD only interrupts the waiting."""
+        self._listening = True
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in SIGNALS:
@@ -204,3 +206,7 @@ class Supervisor:
         for slot in self.slots:
             slot.child = None
         self._changed(self.slots)
+        if self._listening:
+            signal.set_wakeup_fd(-1)
+        self._wake.close()
+        self._waker.close()

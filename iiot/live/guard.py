@@ -41,9 +41,10 @@ def admit(clients: Mapping[str, Client], client: Client) -> None:
     """Raises Problem when the user or the tenant has too many connections. While Redis is down each worker counts its own."""
     for field, key, limit in _limits(client):
         local = sum(getattr(other.principal, field) == getattr(client.principal, field) for other in list(clients.values()))
-        if max(local, _count(key, client.sid)) >= limit:
+        if max(local, _count(key)) >= limit:
             detail = f"There are {limit} live connections already. Close some pages."
             raise Problem(429, "too-many-connections", detail, headers={"Retry-After": "10"})
+    report([client])
 
 
 def _limits(client: Client) -> list[tuple[str, str, int]]:
@@ -54,19 +55,12 @@ def _limits(client: Client) -> list[tuple[str, str, int]]:
     ]
 
 
-def _count(key: str, sid: str) -> int:
-    """How many others are connected on all workers; 0 when Redis does not answer."""
-    now = time.time()
+def _count(key: str) -> int:
+    """How many are connected on all workers; 0 when Redis does not answer."""
     try:
-        pipe = events.client().pipeline()
-        pipe.zremrangebyscore(key, 0, now - COUNT_SECONDS)
-        pipe.zcard(key)
-        pipe.zadd(key, {sid: now})
-        pipe.expire(key, 2 * COUNT_SECONDS)
-        count = int(pipe.execute()[1])
+        return int(events.client().zcount(key, time.time() - COUNT_SECONDS, "+inf"))
     except redis.RedisError:
         return 0
-    return count
 
 
 def report(clients: Iterable[Client]) -> None:
@@ -77,6 +71,7 @@ def report(clients: Iterable[Client]) -> None:
         for client in clients:
             for _, key, _ in _limits(client):
                 pipe.zadd(key, {client.sid: now})
+                pipe.zremrangebyscore(key, 0, now - COUNT_SECONDS)
                 pipe.expire(key, 2 * COUNT_SECONDS)
         pipe.execute()
     except redis.RedisError as error:

@@ -17,7 +17,15 @@ def init_app(app: Flask) -> None:
     """Filters and values for templates, and the address of static files."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters.update(render.FILTERS)
-    app.jinja_env.globals.update(asset=render.asset, navigation=NAVIGATION, version=iiot.__version__, form={}, errors={}, problem=None, message=None)
+    app.jinja_env.globals.update(
+        asset=render.asset,
+        navigation=NAVIGATION,
+        version=iiot.__version__,
+        form={},
+        errors={},
+        problem=None,
+        message=None,
+    )
     app.context_processor(_who)
     app.add_url_rule("/assets/<version>/<path:name>", endpoint="assets", view_func=_asset)
 
@@ -36,4 +44,3 @@ def _asset(version: str, name: str) -> Response:
     response = send_from_directory(render.STATIC, name)
     response.headers["Cache-Control"] = FOREVER if version == render.assets_version() else "no-store"
     return response
-

@@ -83,4 +83,12 @@ def page(device: Device, token: str | None) -> str:
     """The Connect tab. With a token just made it is shown, and the browser gives the page its own address, so that a reload sends no form."""
     found = examples(config.load(), request.host_url, device.uid, token)
     address = f"/devices/{device.uid}/connect" if token else None
-    return render_template("device_connect.html", tab="connect", device=device, token=token, examples=found, placeholder=PLACEHOLDER, address=address)
+    return render_template(
+        "device_connect.html",
+        tab="connect",
+        device=device,
+        token=token,
+        examples=found,
+        placeholder=PLACEHOLDER,
+        address=address,
+    )

@@ -58,11 +58,19 @@ def rejected(ctx: web.Context, uid: str) -> str:
         device = devices.get(db, uid)
         found = rejections.list_rejected(db, device.id, before=position[0] if position else None)
     following = web.encode_cursor(f"page:rejected:{uid}", found.next_position)
-    return render_template("device_rejected.html", tab="rejected", device=device, found=found, cursor=cursor, next_cursor=following)
+    return render_template(
+        "device_rejected.html", tab="rejected", device=device, found=found, cursor=cursor, next_cursor=following
+    )
 
 
 def _settings_values(device: Device) -> dict[str, Any]:
-    form = {"name": device.name, "type": device.type, "tags": ", ".join(device.tags), "external_id": device.external_id or "", "confirm": ""}
+    form = {
+        "name": device.name,
+        "type": device.type,
+        "tags": ", ".join(device.tags),
+        "external_id": device.external_id or "",
+        "confirm": "",
+    }
     return {"tab": "settings", "device": device, "form": form}
 
 
@@ -71,14 +79,21 @@ def settings(ctx: web.Context, uid: str) -> str:
     """The description, access and deletion of the device."""
     with tenancy.work(ctx.scope) as db:
         device = devices.get(db, uid)
-    return render_template("device_settings.html", message=SAVED.get(request.args.get("done", "")), **_settings_values(device))
+    return render_template(
+        "device_settings.html", message=SAVED.get(request.args.get("done", "")), **_settings_values(device)
+    )
 
 
 @pages.route("POST", "/devices/<uid>/settings", permission="device:write")
 def save(ctx: web.Context, uid: str) -> Response:
     """Save the description, unless somebody else changed it meanwhile."""
     form = forms.texts("name", "type", "tags", "external_id", "version")
-    changes = {"name": form["name"], "type": form["type"] or "default", "tags": forms.tags(form["tags"]), "external_id": form["external_id"] or None}
+    changes = {
+        "name": form["name"],
+        "type": form["type"] or "default",
+        "tags": forms.tags(form["tags"]),
+        "external_id": form["external_id"] or None,
+    }
     try:
         with tenancy.work(ctx.scope) as db:
             devices.change(db, uid, changes, form["version"] or None)
@@ -111,7 +126,10 @@ def delete(ctx: web.Context, uid: str) -> Response:
     try:
         with tenancy.work(ctx.scope) as db:
             if confirm != devices.get(db, uid).name:
-                raise Invalid("The device was not deleted.", [{"loc": ["body", "confirm"], "msg": "this is not the device's name"}])
+                raise Invalid(
+                    "The device was not deleted.",
+                    [{"loc": ["body", "confirm"], "msg": "this is not the device's name"}],
+                )
             devices.remove(db, uid)
     except Invalid as problem:
         return _refused(ctx, uid, problem, {"confirm": confirm})

@@ -36,7 +36,11 @@ class ListQuery:
 
     def url(self, **changes: str | None) -> str:
         """The address of this list with some parameters changed; None removes one."""
-        values = {name: value for name, value in (asdict(self) | changes).items() if value is not None and (name, value) != ("sort", NEWEST_FIRST)}
+        values = {
+            name: value
+            for name, value in (asdict(self) | changes).items()
+            if value is not None and (name, value) != ("sort", NEWEST_FIRST)
+        }
         texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
         return "/devices" + (f"?{urlencode(texts)}" if texts else "")
 
@@ -69,7 +73,11 @@ def find(ctx: web.Context, query: ListQuery) -> Found[Device]:
 def _values(ctx: web.Context) -> dict[str, object]:
     query = read_query()
     found = find(ctx, query)
-    return {"query": query, "found": found, "next_cursor": web.encode_cursor(f"page:devices:{query.sort}", found.next_position)}
+    return {
+        "query": query,
+        "found": found,
+        "next_cursor": web.encode_cursor(f"page:devices:{query.sort}", found.next_position),
+    }
 
 
 @pages.route("GET", "/devices", permission="device:read")
@@ -86,7 +94,13 @@ def add_device(ctx: web.Context) -> Response:
     """Create a device and show how to connect it. The token is in this one answer and nowhere else."""
     form = forms.texts("name", "type", "external_id", "tags", "is_gateway")
     is_gateway = form["is_gateway"] == "true"
-    wanted = devices.NewDevice(form["name"], form["type"] or "default", form["external_id"] or None, is_gateway, tuple(forms.tags(form["tags"])))
+    wanted = devices.NewDevice(
+        form["name"],
+        form["type"] or "default",
+        form["external_id"] or None,
+        is_gateway,
+        tuple(forms.tags(form["tags"])),
+    )
     try:
         with tenancy.work(ctx.scope) as db:
             device, token = devices.create(db, wanted)

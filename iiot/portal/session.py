@@ -29,9 +29,11 @@ def names_of(principal: auth.Principal) -> tuple[str, str]:
 
 def inside(target: str | None) -> str:
     """An address to return to, if it is a path of this portal; anything else becomes the home page."""
-    parts = urlsplit(target or "")
-    safe = not parts.scheme and not parts.netloc and parts.path.startswith("/") and "\\" not in (target or "") and not parts.path.startswith("//")
-    return target if safe and target else "/"
+    text = target or ""
+    parts = urlsplit(text)
+    # Browsers read a backslash as a slash and drop control characters, so neither may be there.
+    odd = "\\" in text or any(ord(each) < 0x20 for each in text) or text.startswith("//")
+    return text if text.startswith("/") and not (odd or parts.scheme or parts.netloc) else "/"
 
 
 def _signed_in(opened: sessions.Opened, target: str) -> Response:
@@ -62,7 +64,13 @@ def login(ctx: web.Context) -> Response:
         opened = sessions.sign_in(form["email"], request.form.get("password", ""), _client(ctx))
     except Problem as problem:
         shown = Problem(problem.status, problem.code, problem.detail, title="Not signed in", headers=problem.headers)
-        return forms.refused("login.html", shown, form=form, next=inside(form["next"]), registration_enabled=config.load().registration_enabled)
+        return forms.refused(
+            "login.html",
+            shown,
+            form=form,
+            next=inside(form["next"]),
+            registration_enabled=config.load().registration_enabled,
+        )
     return _signed_in(opened, inside(form["next"]))
 
 
@@ -94,20 +102,28 @@ def signup(ctx: web.Context) -> Response:
         wanted = users.Registration(_email(form["email"]), request.form.get("password", ""), "", form["tenant"])
         return _signed_in(users.register(wanted, _client(ctx)), "/")
     except Problem as problem:
-        return forms.refused("signup.html", problem, form={"password": "", **form}, password_min_length=config.load().password_min_length)
+        return forms.refused(
+            "signup.html", problem, form={"password": "", **form}, password_min_length=config.load().password_min_length
+        )
 
 
 def _email(text: str) -> str:
     local, _, domain = text.partition("@")
     if not local or "." not in domain.strip(".") or len(text) > 254 or any(each.isspace() for each in text):
-        raise Invalid("The address is not valid.", [{"loc": ["body", "email"], "msg": "write it like anna@example.com"}])
+        raise Invalid(
+            "The address is not valid.", [{"loc": ["body", "email"], "msg": "write it like anna@example.com"}]
+        )
     return text
 
 
 @pages.route("GET", "/password", before_password_change=True)
 def password_page(ctx: web.Context) -> str:
     """The form to change the password; forced at the first sign-in."""
-    return render_template("password.html", forced=ctx.principal.must_change_password, password_min_length=config.load().password_min_length)
+    return render_template(
+        "password.html",
+        forced=ctx.principal.must_change_password,
+        password_min_length=config.load().password_min_length,
+    )
 
 
 @pages.route("POST", "/password", before_password_change=True)
@@ -117,10 +133,19 @@ def password(ctx: web.Context) -> Response:
     try:
         web.spend("password-change", ctx.principal.user_uid or "")
         if new != request.form.get("repeat_password", ""):
-            raise Invalid("The password was not changed.", [{"loc": ["body", "repeat_password"], "msg": "the two new passwords differ"}])
+            raise Invalid(
+                "The password was not changed.",
+                [{"loc": ["body", "repeat_password"], "msg": "the two new passwords differ"}],
+            )
         opened = sessions.change_password(ctx.principal, current, new, _client(ctx))
     except Problem as problem:
         fields = dict.fromkeys(("current_password", "new_password", "repeat_password"), "")
         minimum = config.load().password_min_length
-        return forms.refused("password.html", problem, form=fields, forced=ctx.principal.must_change_password, password_min_length=minimum)
+        return forms.refused(
+            "password.html",
+            problem,
+            form=fields,
+            forced=ctx.principal.must_change_password,
+            password_min_length=minimum,
+        )
     return _signed_in(opened, "/")

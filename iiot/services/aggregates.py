@@ -75,9 +75,9 @@ def merge(parts: Iterable[Partials]) -> Partials | None:
     given = [part for part in parts if len(part.bucket)]
     if not given:
         return None
-    rows = Partials(*(np.concatenate(columns) for columns in zip(*given, strict=True)))
+    rows = Partials._make(np.concatenate(columns) for columns in zip(*given, strict=True))
     order = np.lexsort((rows.first_ts, rows.bucket))
-    rows = Partials(*(column[order] for column in rows))
+    rows = Partials._make(column[order] for column in rows)
     starts = _starts(rows.bucket)
     counts = np.diff(starts, append=len(order))
     n = np.add.reduceat(rows.n, starts)

@@ -31,7 +31,13 @@ class Wanted:
     position: list[Any] | None = None
 
 
-def find(db: Session, statement: Select[Any], columns: Mapping[str, ColumnElement[Any]], key: ColumnElement[Any], wanted: Wanted) -> Found[Any]:
+def find(
+    db: Session,
+    statement: Select[Any],
+    columns: Mapping[str, ColumnElement[Any]],
+    key: ColumnElement[Any],
+    wanted: Wanted,
+) -> Found[Any]:
     """Run a select of one entity as a page, ordered by a column of `columns` and then by `key`, which is unique.
 
     Columns must not be NULL: wrap those that may be in COALESCE. Raises Invalid for an unknown sort field.
@@ -39,7 +45,10 @@ def find(db: Session, statement: Select[Any], columns: Mapping[str, ColumnElemen
     name = wanted.sort.removeprefix("-")
     if name not in columns:
         allowed = ", ".join(sorted(columns))
-        raise Invalid("The query is not valid.", [{"loc": ["query", "sort"], "msg": f"one of {allowed}, with - in front for descending"}])
+        raise Invalid(
+            "The query is not valid.",
+            [{"loc": ["query", "sort"], "msg": f"one of {allowed}, with - in front for descending"}],
+        )
     column, descending = columns[name], wanted.sort.startswith("-")
     total = db.scalar(select(func.count()).select_from(statement.order_by(None).subquery())) or 0
     if wanted.position is not None:
@@ -57,7 +66,9 @@ def _plain(value: Any) -> Any:
     return {"at": value.isoformat()} if isinstance(value, datetime) else value
 
 
-def _after(column: ColumnElement[Any], key: ColumnElement[Any], position: list[Any], descending: bool) -> ColumnElement[bool]:
+def _after(
+    column: ColumnElement[Any], key: ColumnElement[Any], position: list[Any], descending: bool
+) -> ColumnElement[bool]:
     value = position[0]
     if isinstance(value, dict):
         value = datetime.fromisoformat(value["at"])

@@ -61,7 +61,8 @@ def overview(db: Session) -> Overview:
         online=states.get("online", 0),
         offline=states.get("offline", 0),
         never_seen=states.get("new", 0),
-        readings_today=db.scalar(select(func.coalesce(func.sum(UsageDay.readings), 0)).where(UsageDay.day >= today)) or 0,
+        readings_today=db.scalar(select(func.coalesce(func.sum(UsageDay.readings), 0)).where(UsageDay.day >= today))
+        or 0,
         rejected_today=_rejected_since(db, today),
         rate=rate,
         rate_until=until,
@@ -90,12 +91,20 @@ def _activity(db: Session) -> list[Activity]:
     connections = select(ConnectionEvent.online, ConnectionEvent.device_id, ConnectionEvent.at, ConnectionEvent.reason)
     refusals = select(literal(None), RejectedMessage.device_id, RejectedMessage.received_at, RejectedMessage.reason)
     events = [
-        *db.execute(connections.where(ConnectionEvent.at >= recent).order_by(ConnectionEvent.id.desc()).limit(ACTIVITY)),
-        *db.execute(refusals.where(RejectedMessage.received_at >= recent).order_by(RejectedMessage.id.desc()).limit(ACTIVITY)),
+        *db.execute(
+            connections.where(ConnectionEvent.at >= recent).order_by(ConnectionEvent.id.desc()).limit(ACTIVITY)
+        ),
+        *db.execute(
+            refusals.where(RejectedMessage.received_at >= recent).order_by(RejectedMessage.id.desc()).limit(ACTIVITY)
+        ),
     ]
     devices = select(Device).order_by(Device.created_at.desc(), Device.id.desc()).limit(ACTIVITY)
     found = [Activity("created", each.uid, each.name, each.created_at, "") for each in db.scalars(devices)]
     names = {each.id: each for each in db.scalars(select(Device).where(Device.id.in_({event[1] for event in events})))}
     kinds = {None: "rejected", True: "online", False: "offline"}
-    found += [Activity(kinds[kind], names[owner].uid, names[owner].name, at, reason) for kind, owner, at, reason in events if owner in names]
+    found += [
+        Activity(kinds[kind], names[owner].uid, names[owner].name, at, reason)
+        for kind, owner, at, reason in events
+        if owner in names
+    ]
     return sorted(found, key=lambda each: each.at, reverse=True)[:ACTIVITY]

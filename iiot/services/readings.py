@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import msgspec
 import numpy as np
 from psycopg2.errors import QueryCanceled
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from iiot.models import Device, Signal
-from iiot.errors import Invalid, NotFound
-from iiot.services import aggregates, rollups
+from iiot.errors import Invalid
+from iiot.models import Signal, Tenant
+from iiot.services import aggregates, devices, rollups
 from iiot.services.aggregates import Partials, TimeWeighted
 from iiot.services.arrays import Integers
 from iiot.services.buckets import edges
 from iiot.services.lttb import Downsampler
 from iiot.services.series import Reader, too_much
-from iiot.services.timespan import HOUR, Interval, invalid
+from iiot.services.signals import value_of
+from iiot.services.timespan import HOUR, Interval, invalid, parse_instant, parse_interval, parse_zone
 
 MAX_READINGS = 10_000
 MAX_POINTS = 2_000
@@ -58,7 +58,9 @@ class Question:
         if self.agg is not None and self.agg not in aggregates.NAMES:
             raise invalid("agg", f"use one of {', '.join(aggregates.NAMES)}.")
         if self.interval is not None and self.agg in (None, "lttb"):
-            raise invalid("interval", "an interval needs an aggregate: add agg=avg, min, max, sum, count, … (not lttb).")
+            raise invalid(
+                "interval", "an interval needs an aggregate: add agg=avg, min, max, sum, count, … (not lttb)."
+            )
         most = MAX_POINTS if self.agg == "lttb" else MAX_READINGS
         if self.limit is not None and not 1 <= self.limit <= most:
             raise invalid("limit", f"1 to {most}. For more, ask for shorter ranges one after the other, or use agg.")
@@ -71,12 +73,34 @@ class Question:
         return {None: 1_000, "lttb": MAX_POINTS}.get(self.agg, MAX_READINGS)
 
 
-def find_device(db: Session, uid: str) -> Device:
-    """The device with this uid in the session's tenant; raises NotFound."""
-    device = db.scalar(select(Device).where(Device.uid == uid))
-    if device is None:
-        raise NotFound("device")
-    return device
+@dataclass(frozen=True)
+class Asking:
+    """A question as people write it; see the documents of GET /devices/{id}/telemetry."""
+
+    keys: Sequence[str] | None
+    start: str
+    stop: str
+    agg: str | None = None
+    interval: str | None = None
+    limit: int | None = None
+    descending: bool = False
+    tz: str | None = None
+
+
+def understand(db: Session, asking: Asking, now: int) -> Question:
+    """Read times, interval and zone; without a zone the tenant's counts. Raises Invalid with the parameter's name."""
+    zone = asking.tz if asking.tz is not None else db.scalar(select(Tenant.timezone)) or "UTC"
+    return Question(
+        keys=asking.keys,
+        start=parse_instant("from", asking.start, now),
+        stop=parse_instant("to", asking.stop, now),
+        now=now,
+        zone=parse_zone(zone),
+        agg=asking.agg,
+        interval=parse_interval(asking.interval) if asking.interval is not None else None,
+        limit=asking.limit,
+        descending=asking.descending,
+    )
 
 
 def answer(db: Session, uid: str, question: Question) -> Answer:
@@ -85,11 +109,13 @@ def answer(db: Session, uid: str, question: Question) -> Answer:
     Buckets without a reading are absent, and a bucket carries the instant at which it begins, even where the range begins later.
     Raises NotFound, Invalid, and Problem 422 `range-too-large` when the answer would take too long.
     """
-    device = find_device(db, uid)
+    device = devices.get(db, uid)
     signals = _signals(db, device.id, question)
     if len(signals) * question.most > MAX_ANSWER:
         room = MAX_ANSWER // question.most
-        raise Invalid(f"{len(signals)} signals with {question.most} points each are too many. Name at most {room} keys, or lower limit.")
+        raise Invalid(
+            f"{len(signals)} signals with {question.most} points each are too many. Name at most {room} keys, or lower limit."
+        )
     with _explained():
         asked = _Asked(db, question, [signal.id for signal in signals])
         found: Answer = {key: [] for key in question.keys or ()}
@@ -122,7 +148,8 @@ def _signals(db: Session, device_id: int, question: Question) -> list[Signal]:
     if question.keys is not None and len(numeric) < len(signals):
         wrong = next(signal for signal in signals if signal.type not in NUMERIC)
         raise invalid(
-            "agg", f"{question.agg} needs numbers, and '{wrong.key}' is a {wrong.type} signal; use count, first or last for it."
+            "agg",
+            f"{question.agg} needs numbers, and '{wrong.key}' is a {wrong.type} signal; use count, first or last for it.",
         )
     return numeric
 
@@ -172,7 +199,7 @@ class _Asked:
         span = (signal.id, question.start, question.stop, question.most, question.descending)
         if signal.type in NUMERIC:
             return _pairs(*self.reader.edge(*span), signal.type == "boolean")
-        return [(ts, _value(signal, txt)) for ts, txt in self.reader.texts(*span)]
+        return [(ts, value_of(signal.type, None, txt)) for ts, txt in self.reader.texts(*span)]
 
     def _chart(self, signal: int) -> list[Point]:
         question = self.question
@@ -238,7 +265,9 @@ class _Asked:
             return _pairs(self.edges[rows.bucket], rows.n)
         chosen = rows.first_ts if self.question.agg == "first" else rows.last_ts
         texts = self.reader.texts_at(signal.id, chosen.tolist())
-        return list(zip(self.edges[rows.bucket].tolist(), [_value(signal, txt) for txt in texts], strict=True))
+        return list(
+            zip(self.edges[rows.bucket].tolist(), [value_of(signal.type, None, txt) for txt in texts], strict=True)
+        )
 
 
 def _pairs(ts: Integers, values: Any, as_boolean: bool = False) -> list[Point]:
@@ -247,7 +276,3 @@ def _pairs(ts: Integers, values: Any, as_boolean: bool = False) -> list[Point]:
     if not np.isfinite(values).all():
         numbers = [number if ok else None for number, ok in zip(numbers, np.isfinite(values).tolist(), strict=True)]
     return list(zip(ts.tolist(), numbers, strict=True))
-
-
-def _value(signal: Signal, txt: str) -> Any:
-    return msgspec.json.decode(txt) if signal.type == "json" else txt

@@ -156,7 +156,7 @@ def _keys(items: Iterable[Pending]) -> dict[str, object]:
 
 
 def _columns(full: list[tuple[Pending, Partials]]) -> dict[str, object]:
-    rows = Partials(*(np.concatenate(columns) for columns in zip(*(sums for _, sums in full), strict=True)))
+    rows = Partials._make(np.concatenate(columns) for columns in zip(*(sums for _, sums in full), strict=True))
     columns: dict[str, object] = {name: column.tolist() for name, column in rows._asdict().items() if name != "bucket"}
     for name in ("first_ts", "last_ts"):
         columns[name] = [clock.from_ms(ts) for ts in getattr(rows, name).tolist()]
@@ -180,15 +180,15 @@ def read(db: Session, signal: int, start: int, stop: int, changed: set[int]) -> 
     """The sums of the whole hours in [start, stop) and what is left to read raw; `changed` are hours not to trust."""
     first, last = -(-start // HOUR) * HOUR, stop // HOUR * HOUR
     bounds = {"signal": signal, "start": clock.from_ms(first), "stop": clock.from_ms(max(first, last))}
-    hour, n, minimum, maximum, total, sumsq, first_value, last_value, first_ts, last_ts = db.execute(_SUMS, bounds).one()
-    hours, counts = arrays.stamps(hour), arrays.integers(n)
-    floats = [arrays.doubles(raw) for raw in (minimum, maximum, total, sumsq, first_value, last_value)]
-    rows = Partials(hours, counts, *floats, arrays.stamps(first_ts), arrays.stamps(last_ts))
+    columns = db.execute(_SUMS, bounds).one()
+    hours, counts = arrays.stamps(columns[0]), arrays.integers(columns[1])
+    floats = [arrays.doubles(raw) for raw in columns[2:8]]
+    rows = Partials._make([hours, counts, *floats, arrays.stamps(columns[8]), arrays.stamps(columns[9])])
     stale = counts == 0
     if changed:
         stale |= np.isin(hours, list(changed))
     unsure = sorted({each for each in changed if first <= each < last} | set(hours[stale].tolist()))
-    sums = Partials(*(column[~stale] for column in rows))
+    sums = Partials._make(column[~stale] for column in rows)
     return Hours(sums, _ranges(start, first, unsure, last, stop))
 
 

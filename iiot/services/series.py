@@ -33,7 +33,7 @@ _ARRAYS = "SELECT array_send(array_agg(ts)), array_send(array_agg(num)) FROM (SE
 _PART = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts) readings")
 _OLDEST = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts LIMIT :limit) readings")
 _NEWEST = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts DESC LIMIT :limit) readings")
-_STAMPS = tenancy.sql(f"SELECT array_send(array_agg(ts)), NULL::bytea FROM (SELECT ts {_WHERE} ORDER BY ts) readings")
+_STAMPS = tenancy.sql(f"SELECT array_send(array_agg(ts)), NULL::bytea FROM (SELECT ts {_WHERE} ORDER BY ts) readings")  # noqa: S608 constants only
 _TEXT_ASC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts LIMIT :limit")
 _TEXT_DESC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts DESC LIMIT :limit")
 _TEXT_AT = tenancy.sql(f"SELECT ts, txt {_WHERE} AND ts = ANY(:stamps) ORDER BY ts")

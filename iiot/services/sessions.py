@@ -102,12 +102,18 @@ def open_session(db: Session, user_id: int, client: Client | None = None, tenant
 
 def _choose_membership(db: Session, user: User, wanted: str | None) -> tuple[Membership, Tenant] | None:
     rows = db.execute(
-        select(Membership, Tenant).join(Tenant, Tenant.id == Membership.tenant_id).where(Membership.user_id == user.id).order_by(Membership.created_at, Tenant.id)
+        select(Membership, Tenant)
+        .join(Tenant, Tenant.id == Membership.tenant_id)
+        .where(Membership.user_id == user.id)
+        .order_by(Membership.created_at, Tenant.id)
     ).all()
     if wanted is not None:
         chosen = next((row for row in rows if wanted in (row[1].uid, row[1].slug)), None)
         if chosen is None:
-            raise Invalid("You cannot sign in to that tenant.", [{"loc": ["body", "tenant"], "msg": "no tenant of yours has this id or slug"}])
+            raise Invalid(
+                "You cannot sign in to that tenant.",
+                [{"loc": ["body", "tenant"], "msg": "no tenant of yours has this id or slug"}],
+            )
         return chosen[0], chosen[1]
     usable = [row for row in rows if row[1].status == "active"] or list(rows)
     if not usable:
@@ -136,7 +142,9 @@ def _principal(user: User, row: RefreshSession, role: str | None, tenant: Tenant
     )
 
 
-def _load(db: Session, session_uid: str, *, lock: bool = False) -> tuple[RefreshSession, User, str | None, Tenant | None] | None:
+def _load(
+    db: Session, session_uid: str, *, lock: bool = False
+) -> tuple[RefreshSession, User, str | None, Tenant | None] | None:
     """The session with its user, role and tenant."""
     statement = (
         select(RefreshSession, User, Membership.role, Tenant)
@@ -198,7 +206,12 @@ def refresh(token: str, client: Client) -> Opened:
     if successor is None:
         cache.forget_everywhere()
         metrics.refreshes.labels("reused").inc()
-        log.warning("refresh token used twice, the session was ended", user=user.uid, session=session_uid, address=client.address)
+        log.warning(
+            "refresh token used twice, the session was ended",
+            user=user.uid,
+            session=session_uid,
+            address=client.address,
+        )
         raise Unauthorized("This refresh token was used before, so the session was ended for safety. Sign in again.")
     return Opened(_principal(user, row, role, tenant), user.epoch, successor, row.expires_at)
 
@@ -223,7 +236,9 @@ def _rotate(row: RefreshSession, token: str, client: Client) -> str | None:
 
 
 def _revoke(db: Session, row: RefreshSession, why: str) -> None:
-    db.execute(update(RefreshSession).where(RefreshSession.id == row.id).values(revoked_at=clock.now(), revoked_why=why))
+    db.execute(
+        update(RefreshSession).where(RefreshSession.id == row.id).values(revoked_at=clock.now(), revoked_why=why)
+    )
 
 
 def sign_out(db: Session, session_uid: str) -> None:
@@ -254,10 +269,16 @@ def change_password(principal: auth.Principal, current: str, new: str, client: C
     with tenancy.work(tenancy.system("sign-in")) as db:
         user = db.get_one(User, principal.user_id)
     if not auth.verify_password(current, user.password_hash):
-        raise Invalid("The password was not changed.", [{"loc": ["body", "current_password"], "msg": "this is not your current password"}])
+        raise Invalid(
+            "The password was not changed.",
+            [{"loc": ["body", "current_password"], "msg": "this is not your current password"}],
+        )
     auth.check_password_policy(new, email=user.email, name=user.name, loc="new_password")
     if new == current:
-        raise Invalid("The password was not changed.", [{"loc": ["body", "new_password"], "msg": "take one that differs from the current one"}])
+        raise Invalid(
+            "The password was not changed.",
+            [{"loc": ["body", "new_password"], "msg": "take one that differs from the current one"}],
+        )
     hashed = auth.hash_password(new)
     with tenancy.work(tenancy.system("sign-in")) as db:
         changed = db.execute(
@@ -267,7 +288,10 @@ def change_password(principal: auth.Principal, current: str, new: str, client: C
             .returning(User.id)
         ).one_or_none()
         if changed is None:
-            raise Invalid("The password was changed elsewhere meanwhile.", [{"loc": ["body", "current_password"], "msg": "no longer your password"}])
+            raise Invalid(
+                "The password was changed elsewhere meanwhile.",
+                [{"loc": ["body", "current_password"], "msg": "no longer your password"}],
+            )
         end_all(db, user.id, "password changed", keep=principal.session_uid)
         return _renew(db, principal.session_uid or "", client)
 

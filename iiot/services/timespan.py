@@ -54,7 +54,9 @@ def parse_instant(name: str, text: str, now_ms: int) -> int:
         except ValueError:
             raise invalid(name, wanted) from None
         if parsed.tzinfo is None:
-            raise invalid(name, "a time without an offset means a different instant to every reader; append Z or +01:00.")
+            raise invalid(
+                name, "a time without an offset means a different instant to every reader; append Z or +01:00."
+            )
         moment = round(parsed.timestamp() * 1000)
     if not 0 <= moment <= LAST_INSTANT:
         raise invalid(name, "the time must lie between 1970 and 2200 (milliseconds since the epoch).")

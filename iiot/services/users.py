@@ -86,7 +86,10 @@ def register(wanted: Registration, client: sessions.Client) -> sessions.Opened:
     Opens its own transactions, as hashing must not hold a connection.
     """
     if not config.load().registration_enabled:
-        raise Forbidden("Registration is switched off here. Ask the operator of this portal for an account.", "registration-disabled")
+        raise Forbidden(
+            "Registration is switched off here. Ask the operator of this portal for an account.",
+            "registration-disabled",
+        )
     address = wanted.email.strip().lower()
     auth.check_password_policy(wanted.password, email=address, name=wanted.name)
     hashed = auth.hash_password(wanted.password)
@@ -108,7 +111,10 @@ def me(db: Session, principal: auth.Principal) -> tuple[User, Tenant | None, lis
     if user is None:
         raise NotFound("user")
     rows = db.execute(
-        select(Tenant, Membership.role).join(Membership, Membership.tenant_id == Tenant.id).where(Membership.user_id == user.id).order_by(Tenant.id)
+        select(Tenant, Membership.role)
+        .join(Membership, Membership.tenant_id == Tenant.id)
+        .where(Membership.user_id == user.id)
+        .order_by(Tenant.id)
     ).all()
     current = next((row[0] for row in rows if row[0].id == principal.tenant_id), None)
     return user, current, [(row[0], row[1]) for row in rows]

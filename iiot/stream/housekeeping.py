@@ -113,6 +113,12 @@ def mark_silent(db: Session) -> None:
         latest.announce(db, tenant_uid, uid, "offline", last_seen_at)
 
 
+def _sums(_db: Session) -> None:
+    from iiot.stream import rollup
+
+    rollup.refresh()
+
+
 def _broker(_db: Session) -> None:
     from iiot.services import provisioning
 
@@ -127,6 +133,7 @@ def duties() -> Iterator[Duty]:
     yield Duty("rejected", 3600, remove_rejected)
     yield Duty("connection-events", 3600, remove_connection_events)
     yield Duty("silence", 10, mark_silent)
+    yield Duty("rollups", 30, _sums)
     if importlib.util.find_spec("iiot.services.provisioning"):
         yield Duty("broker", 60, _broker)
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from iiot import clock, events, tenancy
+from iiot.services import usage
 from iiot.services.batchlog import Readings
 from iiot.services.directory import Directory
 from iiot.stream.log import Batch
@@ -54,6 +55,7 @@ class LatestEffect:
         devices = self._directory.device_ids(db, readings)
         self._upsert(db, readings, devices)
         self._mark_seen(db, readings, devices)
+        usage.count(db, readings.rows)
 
     @staticmethod
     def _upsert(db: Session, readings: Readings, devices: npt.NDArray[np.int32]) -> None:

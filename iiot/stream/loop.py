@@ -4,7 +4,7 @@ import random
 import select
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -58,10 +58,8 @@ class Doorbell:
     def _listen_once(self, stop: threading.Event) -> None:
         # A connection of the pool may not be kept waiting, so this one is taken out of it.
         proxy = engines.engine("stream").raw_connection()
+        connection: Any = proxy.driver_connection
         proxy.detach()
-        connection = proxy.driver_connection
-        if connection is None:
-            raise ConnectionError("no connection")
         try:
             connection.set_session(autocommit=True)
             with connection.cursor() as cursor:

@@ -24,7 +24,7 @@ def run(stop: threading.Event) -> None:
     """
     doorbell = Doorbell()
     latest = Tailer("latest", LatestEffect())
-    live = Tailer("live", LiveEffect(), start="newest")
+    live = Tailer("live", LiveEffect())
     hours = rollup.tailer()
     sums = rollup.tailer()
     tasks: dict[str, Callable[[], None]] = {
@@ -33,7 +33,6 @@ def run(stop: threading.Event) -> None:
         "live": lambda: follow(live, stop, doorbell, Pace(duty=0.3, longest=0.2)),
         "rollup": lambda: follow(hours, stop, doorbell, Pace(duty=0.2, longest=2.0)),
         "rollup": lambda: follow(sums, stop, doorbell, Pace(duty=0.1, longest=2.0)),
-        "sweep": lambda: rollup.run(stop),
         "housekeeping": lambda: housekeeping.run(stop),
     }
     threads = [threading.Thread(target=task, name=name, daemon=True) for name, task in tasks.items()]

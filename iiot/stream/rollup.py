@@ -37,7 +37,9 @@ class Marker:
         """Mark what `batch` touched; all earlier hours too when retention dropped a part of the log before it was read."""
         own = position(db, rollups.TAILER)
         if own < batch.after:
-            log.error("a part of the log was lost: summing up every hour again", cursor=str(own), after=str(batch.after))
+            log.error(
+                "a part of the log was lost: summing up every hour again", cursor=str(own), after=str(batch.after)
+            )
             rollups.mark_all(db, clock.now() - REACH)
         tenants, signals, hours = self._touched(batch)
         now = clock.now_ms()

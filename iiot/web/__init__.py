@@ -2,7 +2,6 @@
 
 import importlib
 import pkgutil
-from types import ModuleType
 
 from flask import Flask
 from flask.sessions import SessionInterface
@@ -45,6 +44,7 @@ __all__ = [
     "wrap",
 ]
 
+
 def pages(name: str) -> Pages:
     """A collection of portal pages; see iiot.web.pages."""
     return Pages(name)
@@ -53,7 +53,7 @@ def pages(name: str) -> Pages:
 class _NoFlaskSession(SessionInterface):
     """Flask's signed cookie session is not used: sign-in state lives in the database."""
 
-    def open_session(self, app: Flask, request: object) -> None:  # type: ignore[override]
+    def open_session(self, app: Flask, request: object) -> None:
         return None
 
 
@@ -75,9 +75,8 @@ def init_app(app: Flask, settings: Settings) -> None:
 def discover(app: Flask, package: str) -> None:
     """Add the routes of every module of a package that has an `api` or `pages`, and run its `init_app(app)` when it has one."""
     root = importlib.import_module(package)
-    modules: list[ModuleType] = [root]
-    for found in sorted(pkgutil.iter_modules(root.__path__), key=lambda module: module.name):
-        modules.append(importlib.import_module(f"{package}.{found.name}"))
+    names = sorted(found.name for found in pkgutil.iter_modules(root.__path__))
+    modules = [root, *(importlib.import_module(f"{package}.{name}") for name in names)]
     for module in modules:
         for name in ("api", "pages"):
             routes = vars(module).get(name)

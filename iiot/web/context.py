@@ -52,6 +52,16 @@ class Context:
         """The caller's User-Agent, at most 256 characters."""
         return request.headers.get("User-Agent", "")[:256]
 
+    @property
+    def media_type(self) -> str | None:
+        """The Content-Type as it was sent, None without one."""
+        return request.headers.get("Content-Type")
+
+    def body(self, longest: int) -> bytes:
+        """The raw body, for routes with `raw`; raises 413 when it has more than `longest` bytes, without reading them."""
+        request.max_content_length = longest
+        return request.get_data(cache=False)
+
     def etag(self, version: Any) -> None:
         """Name the version of what is answered (RFC 9110 section 8.8.3)."""
         self.headers["ETag"] = f'"{version}"'
@@ -64,7 +74,11 @@ class Context:
         text = request.headers.get("If-Match")
         if text is None:
             if required:
-                raise Problem(428, "precondition-required", "Read it first and send its ETag as If-Match, so that nobody's change is lost.")
+                raise Problem(
+                    428,
+                    "precondition-required",
+                    "Read it first and send its ETag as If-Match, so that nobody's change is lost.",
+                )
             return None
         text = text.strip()
         if text == "*":

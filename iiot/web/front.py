@@ -46,7 +46,10 @@ def _request_id(offered: str | None) -> str:
 
 
 class Front:
-    """Wraps the application; `environ["iiot.request_id"]` is set before, `environ["iiot.route"]` is read after it ran."""
+    """Wraps the application. `environ["iiot.notes"]` holds the request's id, and what the routes write down: route and tenant.
+
+    It is a dictionary of its own because Flask-SocketIO hands the application a copy of `environ`.
+    """
 
     def __init__(self, app: "WSGIApplication", settings: Settings) -> None:
         self._app = app
@@ -58,6 +61,8 @@ class Front:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         started = time.perf_counter()
         request_id = environ["iiot.request_id"] = _request_id(environ.get("HTTP_X_REQUEST_ID"))
+        notes: dict[str, Any] = {"request_id": request_id}
+        environ["iiot.notes"] = notes
         path = environ.get("PATH_INFO", "")
         status = 0
 
@@ -73,7 +78,7 @@ class Front:
                 headers.append(HSTS)
             return start_response(line, headers, exc_info) if exc_info else start_response(line, headers)
 
-        logs.request.set(environ)
+        logs.request.set(notes)
         auth.set_current(None)
         if self._hosts and not self._is_served(environ.get("HTTP_HOST", "")):
             return self._refuse_host(environ, start)
@@ -95,14 +100,18 @@ class Front:
         return bare in self._hosts
 
     def _refuse_host(self, environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
-        problem = Problem(400, "bad-request", "This portal does not answer to that host name. The operator lists the names in IIOT_ALLOWED_HOSTS.")
+        problem = Problem(
+            400,
+            "bad-request",
+            "This portal does not answer to that host name. The operator lists the names in IIOT_ALLOWED_HOSTS.",
+        )
         body = json.dumps(problems.document(problem, environ["iiot.request_id"])).encode()
         start("400 BAD REQUEST", [("Content-Type", "application/problem+json"), ("Content-Length", str(len(body)))])
         return [body]
 
     def _record(self, environ: "WSGIEnvironment", status: int, seconds: float) -> None:
         method = environ.get("REQUEST_METHOD", "")
-        route = environ.get("iiot.route", "(none)")
+        route = environ["iiot.notes"].get("route", "(none)")
         key = (method, route, status)
         counter = self._counters.get(key)
         if counter is None:
@@ -117,4 +126,11 @@ class Front:
             timer = self._timers[route] = metrics.http_seconds.labels(route)
         timer.observe(seconds)
         if self._debug or status >= 400 or method not in ("GET", "HEAD"):
-            log.info("request", method=method[:16], path=environ.get("PATH_INFO", "")[:256], route=route, status=status, ms=round(seconds * 1000, 1))
+            log.info(
+                "request",
+                method=method[:16],
+                path=environ.get("PATH_INFO", "")[:256],
+                route=route,
+                status=status,
+                ms=round(seconds * 1000, 1),
+            )

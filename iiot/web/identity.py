@@ -62,7 +62,11 @@ def access_token(opened: sessions.Opened, use: Use = "api") -> str:
     expires = None if use == "api" else opened.expires_at - clock.now()
     principal = opened.principal
     claims = {"sid": principal.session_uid, "epoch": opened.epoch, "tid": principal.tenant_uid, "use": use}
-    return create_access_token(principal.user_uid, expires_delta=expires, additional_claims=claims, additional_headers={"typ": "at+jwt"})
+    return str(
+        create_access_token(
+            principal.user_uid, expires_delta=expires, additional_claims=claims, additional_headers={"typ": "at+jwt"}
+        )
+    )
 
 
 def principal_of_token(token: str, use: Use = "api") -> auth.Principal:
@@ -82,10 +86,18 @@ def _claims(token: str, use: Use) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
         claims: dict[str, Any] = decode_token(token)
     except jwt.ExpiredSignatureError:
-        raise Unauthorized("The access token has expired. Get a new one with POST /api/v1/auth/refresh.", 'Bearer error="invalid_token"') from None
+        raise Unauthorized(
+            "The access token has expired. Get a new one with POST /api/v1/auth/refresh.",
+            'Bearer error="invalid_token"',
+        ) from None
     except (jwt.PyJWTError, JWTExtendedException, ValueError):
         raise Unauthorized("The access token is not valid. Sign in again.", 'Bearer error="invalid_token"') from None
-    fits = header.get("typ") == "at+jwt" and claims.get("type") == "access" and claims.get("use") == use and claims.keys() >= REQUIRED_CLAIMS
+    fits = (
+        header.get("typ") == "at+jwt"
+        and claims.get("type") == "access"
+        and claims.get("use") == use
+        and claims.keys() >= REQUIRED_CLAIMS
+    )
     if not fits or not isinstance(claims["sid"], str) or not isinstance(claims["epoch"], int):
         raise Unauthorized("This token is not for this use. Sign in again.", 'Bearer error="invalid_token"')
     return claims
@@ -110,7 +122,9 @@ def set_session_cookie(app: Flask, response: Response, opened: sessions.Opened) 
 
 def clear_session_cookie(app: Flask, response: Response) -> None:
     """Sign the browser out."""
-    response.delete_cookie(app.config["IIOT_COOKIE"], path="/", secure=app.config["IIOT_COOKIE_SECURE"], httponly=True, samesite="Lax")
+    response.delete_cookie(
+        app.config["IIOT_COOKIE"], path="/", secure=app.config["IIOT_COOKIE_SECURE"], httponly=True, samesite="Lax"
+    )
 
 
 def is_same_origin(asked: Request) -> bool:
@@ -126,10 +140,14 @@ def check_csrf(principal: auth.Principal, asked: Request) -> None:
     """Raise 403 unless an unsafe request that rests on a cookie comes from a page of the same session."""
     if asked.method in SAFE_METHODS:
         return
-    offered = asked.headers.get(CSRF_HEADER) or (asked.form.get("csrf_token", "") if asked.mimetype == "application/x-www-form-urlencoded" else "")
+    offered = asked.headers.get(CSRF_HEADER) or (
+        asked.form.get("csrf_token", "") if asked.mimetype == "application/x-www-form-urlencoded" else ""
+    )
     expected = auth.csrf_token(principal.session_uid or "")
     if not is_same_origin(asked) or not auth.same_text(offered, expected):
-        raise Forbidden("The page is too old or the request came from elsewhere. Reload the page and try again.", "csrf")
+        raise Forbidden(
+            "The page is too old or the request came from elsewhere. Reload the page and try again.", "csrf"
+        )
 
 
 # --- the four kinds of guard -------------------------------------------------------------------------------------------------------------------
@@ -182,7 +200,9 @@ def _basic(header: str) -> tuple[str, str]:
         if not colon or "\x00" in uid or len(uid) > 64 or len(token) > 256:
             raise ValueError
     except (ValueError, binascii.Error):
-        raise Unauthorized("Send `Authorization: Basic` with the device's uid and token.", 'Basic realm="devices", charset="UTF-8"') from None
+        raise Unauthorized(
+            "Send `Authorization: Basic` with the device's uid and token.", 'Basic realm="devices", charset="UTF-8"'
+        ) from None
     return uid, token
 
 
@@ -195,7 +215,11 @@ def person_or_thing(app: Flask) -> auth.Principal:
 
 def nobody(_app: Flask) -> None:
     """Lets everybody in."""
-    return None
 
 
-GUARDS: dict[str, Callable[[Flask], auth.Principal | None]] = {"user": person, "device": thing, "user_or_device": person_or_thing, "none": nobody}
+GUARDS: dict[str, Callable[[Flask], auth.Principal | None]] = {
+    "user": person,
+    "device": thing,
+    "user_or_device": person_or_thing,
+    "none": nobody,
+}

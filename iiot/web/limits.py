@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import structlog
 from flask import Flask, request
@@ -39,7 +39,9 @@ class _Counter:
         self._limiter = Limiter(
             get_remote_address,
             storage_uri=settings.redis_url or "memory://",
-            storage_options={"socket_connect_timeout": 0.5, "socket_timeout": 0.5} if settings.redis_url else {},
+            storage_options=cast(dict[str, str | int], {"socket_connect_timeout": 0.5, "socket_timeout": 0.5})
+            if settings.redis_url
+            else {},
             strategy="moving-window",
             key_prefix="iiot:limit",
         )
@@ -89,7 +91,9 @@ def _counter() -> _Counter:
 def _refuse(name: str, keys: tuple[str, ...]) -> Problem:
     metrics.limited.labels(name).inc()
     seconds = _counter().seconds_left(LIMITS[name], name, *keys)
-    return Problem(429, "rate-limited", f"Too many attempts. Try again in {seconds} s.", headers={"Retry-After": str(seconds)})
+    return Problem(
+        429, "rate-limited", f"Too many attempts. Try again in {seconds} s.", headers={"Retry-After": str(seconds)}
+    )
 
 
 def spend(name: str, *keys: str) -> None:
@@ -110,4 +114,8 @@ def failures(name: str, *keys: str) -> Iterator[Callable[[], None]]:
     """Refuse when too many failures were counted before; call what it yields to count one."""
     if not _counter().test(LIMITS[name], name, *keys):
         raise _refuse(name, keys)
-    yield lambda: _counter().hit(LIMITS[name], name, *keys) and None
+
+    def count() -> None:
+        _counter().hit(LIMITS[name], name, *keys)
+
+    yield count

@@ -22,9 +22,19 @@ _SECURITY: dict[str, list[dict[str, list[str]]]] = {
     "none": [],
 }
 _SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "The access token of POST /api/v1/auth/login."},
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "The access token of POST /api/v1/auth/login.",
+    },
     "cookie": {"type": "apiKey", "in": "cookie", "name": "iiot", "description": "The session of the portal's pages."},
-    "csrf": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token", "description": "Goes with the cookie on unsafe methods."},
+    "csrf": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-CSRF-Token",
+        "description": "Goes with the cookie on unsafe methods.",
+    },
     "device": {"type": "http", "scheme": "basic", "description": "A device's uid and token."},
 }
 _PROBLEM = {
@@ -38,7 +48,11 @@ _PROBLEM = {
         "request_id": {"type": "string"},
         "errors": {
             "type": "array",
-            "items": {"type": "object", "required": ["loc", "msg"], "properties": {"loc": {"type": "array", "items": {}}, "msg": {"type": "string"}}},
+            "items": {
+                "type": "object",
+                "required": ["loc", "msg"],
+                "properties": {"loc": {"type": "array", "items": {}}, "msg": {"type": "string"}},
+            },
         },
     },
 }
@@ -66,7 +80,8 @@ def document(operations: list[Operation]) -> dict[str, Any]:
             if isinstance(model, type):
                 models[model] = "serialization" if kind == "out" else "validation"
     names, definitions = models_json_schema(
-        [(model, mode) for model, mode in sorted(models.items(), key=lambda pair: pair[0].__name__)], ref_template="#/components/schemas/{model}"
+        [(model, mode) for model, mode in sorted(models.items(), key=lambda pair: pair[0].__name__)],
+        ref_template="#/components/schemas/{model}",
     )
     schemas = definitions.get("$defs", {})
     references = {model: names[(model, mode)] for model, mode in models.items()}
@@ -93,7 +108,9 @@ def document(operations: list[Operation]) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, references: dict[type[BaseModel], Any], schemas: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _operation(
+    operation: Operation, references: dict[type[BaseModel], Any], schemas: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
     options = operation.options
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "integer" if kind == "int" else "string"}}
@@ -115,7 +132,10 @@ def _operation(operation: Operation, references: dict[type[BaseModel], Any], sch
         entry["parameters"] = parameters
     if "body" in options or options.get("raw"):
         schema = references[options["body"]] if "body" in options else {}
-        entry["requestBody"] = {"required": True, "content": {kind: {"schema": schema} for kind in options.get("consumes", ("application/json",))}}
+        entry["requestBody"] = {
+            "required": True,
+            "content": {kind: {"schema": schema} for kind in options.get("consumes", ("application/json",))},
+        }
     if "permission" in options:
         entry["x-permission"] = options["permission"]
     return path, entry
@@ -124,7 +144,8 @@ def _operation(operation: Operation, references: dict[type[BaseModel], Any], sch
 def _query_parameters(reference: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any]]:
     schema = schemas[reference["$ref"].rpartition("/")[2]]
     return [
-        {"name": name, "in": "query", "required": name in schema.get("required", []), "schema": part} for name, part in schema.get("properties", {}).items()
+        {"name": name, "in": "query", "required": name in schema.get("required", []), "schema": part}
+        for name, part in schema.get("properties", {}).items()
     ]
 
 
@@ -141,7 +162,9 @@ def _responses(operation: Operation, references: dict[type[BaseModel], Any], has
         good["content"] = {"application/json": {"schema": references[out]}}
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     answers = {str(options.get("status", 200 if out else 204)): good}
-    return answers | {str(code): {"description": _TEXTS.get(code, "Refused"), "content": problem} for code in sorted(codes)}
+    return answers | {
+        str(code): {"description": _TEXTS.get(code, "Refused"), "content": problem} for code in sorted(codes)
+    }
 
 
 @cache
@@ -174,6 +197,8 @@ def init_app(app: Flask) -> None:
     @docs.route("GET", "/docs.css", auth="none")
     def docs_style(_ctx: Any) -> Response:
         """The style sheet of the page."""
-        return Response(_file("docs.css"), content_type="text/css; charset=utf-8", headers={"Cache-Control": "public, max-age=3600"})
+        return Response(
+            _file("docs.css"), content_type="text/css; charset=utf-8", headers={"Cache-Control": "public, max-age=3600"}
+        )
 
     docs.init_app(app)

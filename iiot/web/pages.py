@@ -59,7 +59,9 @@ class Pages:
         for methods, rule, view, options in self.views:
             endpoint = f"pages.{self.name}.{view.__name__}"
             function = _serve(app, rule, view, options)
-            app.add_url_rule(rule, endpoint=endpoint, view_func=function, methods=list(methods), provide_automatic_options=False)
+            app.add_url_rule(
+                rule, endpoint=endpoint, view_func=function, methods=list(methods), provide_automatic_options=False
+            )
             app.extensions.setdefault("iiot.pages", {})[endpoint] = options
 
 
@@ -69,7 +71,8 @@ def _serve(app: Flask, rule: str, view: Callable[..., Any], options: PageOptions
 
     def serve(**path: Any) -> Response:
         environ = request.environ
-        environ["iiot.route"] = rule
+        notes = environ["iiot.notes"]
+        notes["route"] = rule
         request.max_content_length = MAX_BODY
         try:
             principal = _person(app, is_open)
@@ -77,7 +80,7 @@ def _serve(app: Flask, rule: str, view: Callable[..., Any], options: PageOptions
             return _to_login(app)
         if principal is not None:
             auth.set_current(principal)
-            environ["iiot.tenant"] = principal.tenant_uid
+            notes["tenant"] = principal.tenant_uid
             if principal.must_change_password and not is_open and not options.get("before_password_change", False):
                 return _redirect(PASSWORD)
             if permission is not None:
@@ -130,4 +133,8 @@ def init_app(app: Flask) -> None:
         ctx: Context | None = flask_g.get("iiot_context")
         if ctx is None:
             return {"principal": None, "csrf_token": "", "request_id": request.environ.get("iiot.request_id", "")}
-        return {"principal": ctx.principal if ctx.is_signed_in else None, "csrf_token": ctx.csrf_token, "request_id": ctx.request_id}
+        return {
+            "principal": ctx.principal if ctx.is_signed_in else None,
+            "csrf_token": ctx.csrf_token,
+            "request_id": ctx.request_id,
+        }

@@ -26,7 +26,10 @@ class ListQuery(Query):
     """What every list takes."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="Items per page.")] = DEFAULT_LIMIT
-    cursor: Annotated[str | None, Field(max_length=2000, description="`next_cursor` of the page before, with the same filters and sort.")] = None
+    cursor: Annotated[
+        str | None,
+        Field(max_length=2000, description="`next_cursor` of the page before, with the same filters and sort."),
+    ] = None
 
 
 class Page(Out, Generic[Item]):
@@ -58,7 +61,9 @@ def decode_cursor(kind: str, cursor: str | None) -> list[Any] | None:
     try:
         data = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
         seal, content = data[:_SEAL], data[_SEAL:]
-        if not hmac.compare_digest(seal, hmac.new(_key(), kind.encode() + b"\x00" + content, hashlib.sha256).digest()[:_SEAL]):
+        if not hmac.compare_digest(
+            seal, hmac.new(_key(), kind.encode() + b"\x00" + content, hashlib.sha256).digest()[:_SEAL]
+        ):
             raise ValueError
         position: list[Any] = json.loads(content)
     except (ValueError, binascii.Error):

@@ -44,8 +44,21 @@ CODES = {
     "unavailable": "A part of the portal is down or busy; Retry-After says when to try again.",
 }
 
-_HTTP_CODES = {400: "bad-request", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed", 409: "conflict"}
-_HTTP_CODES |= {413: "too-large", 415: "unsupported-media-type", 422: "invalid", 429: "rate-limited", 503: "unavailable"}
+_HTTP_CODES = {
+    400: "bad-request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not-found",
+    405: "method-not-allowed",
+    409: "conflict",
+}
+_HTTP_CODES |= {
+    413: "too-large",
+    415: "unsupported-media-type",
+    422: "invalid",
+    429: "rate-limited",
+    503: "unavailable",
+}
 _PASSED_HEADERS = frozenset(("Allow", "Retry-After", "WWW-Authenticate"))
 
 
@@ -97,11 +110,14 @@ def _from_http(error: HTTPException) -> Problem:
         detail = "There is nothing at this address."
     elif status == 405:
         detail = f"This address takes {headers.get('Allow', 'other methods')}."
-    return Problem(status, _HTTP_CODES.get(status, f"http-{status}"), detail, title=error.name, headers=headers)
+    code = _HTTP_CODES.get(status)
+    return Problem(status, code or f"http-{status}", detail, title=None if code else error.name, headers=headers)
 
 
 def _is_outage(error: Exception) -> bool:
-    return isinstance(error, PoolTimeout | OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    return isinstance(error, PoolTimeout | OperationalError) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
 
 
 def init_app(app: Flask) -> None:
@@ -109,12 +125,31 @@ def init_app(app: Flask) -> None:
 
     def on_unexpected(error: Exception) -> Response:
         if isinstance(error, tenancy.NoTenant):
-            return respond(Problem(403, "no-tenant", "This account belongs to no tenant. Ask for an invitation, or pick a tenant when signing in."))
+            return respond(
+                Problem(
+                    403,
+                    "no-tenant",
+                    "This account belongs to no tenant. Ask for an invitation, or pick a tenant when signing in.",
+                )
+            )
         if _is_outage(error):
             log.error("database unavailable", error=str(error.__cause__ or error)[:300])
-            return respond(Problem(503, "unavailable", "The database does not answer. Try again in a few seconds.", headers={"Retry-After": "5"}))
+            return respond(
+                Problem(
+                    503,
+                    "unavailable",
+                    "The database does not answer. Try again in a few seconds.",
+                    headers={"Retry-After": "5"},
+                )
+            )
         log.exception("unhandled error", path=request.path)
-        return respond(Problem(500, "internal", "The portal failed to answer; the fault was logged. Give this request id to the operator."))
+        return respond(
+            Problem(
+                500,
+                "internal",
+                "The portal failed to answer; the fault was logged. Give this request id to the operator.",
+            )
+        )
 
     app.register_error_handler(Problem, respond)
     app.register_error_handler(HTTPException, lambda error: respond(_from_http(error)))

@@ -111,7 +111,9 @@ def test_policies_name_one_role_and_the_tenants_role_is_always_limited() -> None
 
 
 def test_every_table_of_a_tenant_is_limited_by_its_own_tenant_id() -> None:
-    policies = factories.rows("SELECT tablename, qual FROM pg_policies WHERE schemaname = 'iiot' AND roles = '{iiot_app}'")
+    policies = factories.rows(
+        "SELECT tablename, qual FROM pg_policies WHERE schemaname = 'iiot' AND roles = '{iiot_app}'"
+    )
     by_table = dict(policies)
     for table, using in by_table.items():
         if table not in NO_TENANT_COLUMN:
@@ -171,11 +173,15 @@ def test_nobody_but_backup_has_a_grant_on_a_partition() -> None:
 @pytest.mark.parametrize("role", RUNTIME_ROLES)
 def test_a_runtime_role_is_nobody_special(role: str) -> None:
     ((superuser, bypass, create_role, create_database, replication, inherits),) = factories.rows(
-        "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit FROM pg_roles WHERE rolname = %s", role
+        "SELECT rolsuper, rolbypassrls, rolcreaterole, rolcreatedb, rolreplication, rolinherit FROM pg_roles WHERE rolname = %s",
+        role,
     )
     assert (superuser, create_role, create_database, replication, inherits) == (False,) * 5
     assert bypass == (role == "iiot_backup")
-    assert factories.rows("SELECT 1 FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = %s", role) == []
+    assert (
+        factories.rows("SELECT 1 FROM pg_auth_members m JOIN pg_roles r ON r.oid = m.member WHERE r.rolname = %s", role)
+        == []
+    )
     assert _owned_by(role) == []
 
 
@@ -189,7 +195,9 @@ def _owned_by(role: str) -> list[Any]:
     return factories.rows(
         """SELECT c.relname FROM pg_class c WHERE c.relowner = to_regrole(%(role)s)
            UNION ALL SELECT p.proname FROM pg_proc p WHERE p.proowner = to_regrole(%(role)s)
-           UNION ALL SELECT n.nspname FROM pg_namespace n WHERE n.nspowner = to_regrole(%(role)s)""".replace("%(role)s", f"'{role}'")
+           UNION ALL SELECT n.nspname FROM pg_namespace n WHERE n.nspowner = to_regrole(%(role)s)""".replace(
+            "%(role)s", f"'{role}'"
+        )
     )
 
 
@@ -221,7 +229,8 @@ def test_the_runtime_roles_may_not_truncate_reference_trigger_or_create() -> Non
 def test_telemetry_is_write_only_for_ingest_and_read_only_for_tenants() -> None:
     for table in ("telemetry", "telemetry_batch"):
         granted = factories.rows(
-            "SELECT grantee, privilege_type FROM information_schema.table_privileges WHERE table_schema = 'iiot' AND table_name = %s", table
+            "SELECT grantee, privilege_type FROM information_schema.table_privileges WHERE table_schema = 'iiot' AND table_name = %s",
+            table,
         )
         assert {kind for role, kind in granted if role == "iiot_ingest"} == {"INSERT"}
         assert {kind for role, kind in granted if role == "iiot_app"} == {"SELECT"}
@@ -229,12 +238,16 @@ def test_telemetry_is_write_only_for_ingest_and_read_only_for_tenants() -> None:
 
 def test_tenants_never_read_password_hashes() -> None:
     for column in ("password_hash", "epoch", "is_platform_admin"):
-        assert factories.rows(f"SELECT has_column_privilege('iiot_app', 'iiot.user_account', '{column}', 'SELECT')") == [(False,)]
+        assert factories.rows(
+            f"SELECT has_column_privilege('iiot_app', 'iiot.user_account', '{column}', 'SELECT')"
+        ) == [(False,)]
     assert factories.rows("SELECT has_table_privilege('iiot_app', 'iiot.session', 'SELECT')") == [(False,)]
 
 
 def test_functions_run_as_the_caller_with_a_fixed_path_or_have_a_reason() -> None:
-    functions = factories.rows("SELECT proname, prosecdef, coalesce(proconfig, '{}') FROM pg_proc WHERE pronamespace = 'iiot'::regnamespace")
+    functions = factories.rows(
+        "SELECT proname, prosecdef, coalesce(proconfig, '{}') FROM pg_proc WHERE pronamespace = 'iiot'::regnamespace"
+    )
     assert {name for name, definer, _ in functions if definer} == set(SECURITY_DEFINER)
     for name, _, setting in functions:
         assert 'search_path=""' in setting, name

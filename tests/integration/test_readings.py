@@ -129,7 +129,9 @@ wave = [(BASE + i * 97_000, math.sin(i / 30) * 20 + i % 7) for i in range(800)]
 
 
 @pytest.mark.parametrize("agg", AGGS)
-def test_every_aggregate_equals_the_reference_before_and_after_hours_are_summed_up(device: factories.DeviceRow, agg: str) -> None:
+def test_every_aggregate_equals_the_reference_before_and_after_hours_are_summed_up(
+    device: factories.DeviceRow, agg: str
+) -> None:
     put(device, wave)
     span = (BASE + 1_234_567, BASE + 20 * HOUR + 7)
     for interval, step in (("1h", HOUR), ("6h", 6 * HOUR), ("10m", HOUR // 6)):
@@ -145,7 +147,8 @@ def test_whole_hours_come_from_the_sums_and_not_from_raw_readings(device: factor
     settle()
     before = one(device, BASE, BASE + 10 * HOUR, agg="avg", interval="1h")
     factories.rows(
-        "DELETE FROM iiot.telemetry USING iiot.signal s WHERE s.id = telemetry.signal_id AND s.device_id = %s", device.device_id
+        "DELETE FROM iiot.telemetry USING iiot.signal s WHERE s.id = telemetry.signal_id AND s.device_id = %s",
+        device.device_id,
     )
     assert one(device, BASE, BASE + 10 * HOUR, agg="avg", interval="1h") == before
     assert one(device, BASE, BASE + 10 * HOUR, agg="avg", interval="10m") == []
@@ -216,7 +219,10 @@ def test_a_late_reading_is_in_the_answer_before_any_tailer_has_seen_it(device: f
 def test_a_sum_beyond_the_largest_double_is_null_and_stops_nobody(device: factories.DeviceRow) -> None:
     put(device, [(BASE + i, 1.7e308) for i in range(4)])
     for _ in range(2):
-        found = {agg: one(device, BASE, BASE + 4 * HOUR, agg=agg, interval="1h")[0][1] for agg in ("sum", "avg", "stddev", "max")}
+        found = {
+            agg: one(device, BASE, BASE + 4 * HOUR, agg=agg, interval="1h")[0][1]
+            for agg in ("sum", "avg", "stddev", "max")
+        }
         assert found == {"sum": None, "avg": None, "stddev": None, "max": 1.7e308}
         settle()
 
@@ -285,7 +291,9 @@ def test_numbers_are_refused_where_only_texts_are(device: factories.DeviceRow) -
         ask(device, BASE, BASE + DAY, keys=["state"], agg="avg")
 
 
-def test_a_key_that_was_never_sent_gives_an_empty_list_and_an_unknown_device_nothing(device: factories.DeviceRow) -> None:
+def test_a_key_that_was_never_sent_gives_an_empty_list_and_an_unknown_device_nothing(
+    device: factories.DeviceRow,
+) -> None:
     assert ask(device, BASE, BASE + DAY, keys=["missing"]) == {"missing": []}
     other = factories.DeviceRow(device.tenant_id, 0, "a" * 26, "other")
     with pytest.raises(NotFound):
@@ -328,7 +336,9 @@ def test_a_chart_has_at_most_the_points_asked_for_and_keeps_the_spike(device: fa
         ({"agg": "avg", "interval": "1s"}, "interval"),
     ],
 )
-def test_impossible_questions_are_refused_with_the_parameter(device: factories.DeviceRow, question: dict[str, Any], parameter: str) -> None:
+def test_impossible_questions_are_refused_with_the_parameter(
+    device: factories.DeviceRow, question: dict[str, Any], parameter: str
+) -> None:
     with pytest.raises(Invalid) as refused:
         ask(device, BASE, BASE + DAY, **question)
     assert refused.value.errors is not None

@@ -1,6 +1,6 @@
 """Buckets follow the local calendar, also on the days on which clocks change, and instants are read as people write them."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -12,7 +12,15 @@ from iiot.errors import Invalid
 from iiot.services.buckets import edges
 from iiot.services.timespan import DAY, HOUR, Interval, parse_instant, parse_interval, parse_zone
 
-ZONES = ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/Sao_Paulo", "Australia/Lord_Howe", "Pacific/Apia", "America/New_York"]
+ZONES = [
+    "UTC",
+    "Europe/Berlin",
+    "Asia/Kolkata",
+    "America/Sao_Paulo",
+    "Australia/Lord_Howe",
+    "Pacific/Apia",
+    "America/New_York",
+]
 NOW = 1_766_000_000_000
 
 
@@ -51,7 +59,13 @@ def test_hours_in_berlin_skip_one_in_march_and_repeat_one_in_october() -> None:
 
 def test_six_hours_in_berlin_keep_to_the_clock_on_the_wall() -> None:
     october = cut("6h", "2026-10-25T00:00:00+02:00", "2026-10-26T00:00:00+01:00", "Europe/Berlin")
-    assert local(october, "Europe/Berlin") == ["10-25 00:00", "10-25 06:00", "10-25 12:00", "10-25 18:00", "10-26 00:00"]
+    assert local(october, "Europe/Berlin") == [
+        "10-25 00:00",
+        "10-25 06:00",
+        "10-25 12:00",
+        "10-25 18:00",
+        "10-26 00:00",
+    ]
     assert lengths(october) == [7, 6, 6, 6]
 
 
@@ -91,7 +105,12 @@ def test_weeks_begin_on_monday_and_months_on_the_first() -> None:
 
 
 def test_seconds_and_odd_lengths_count_from_the_epoch() -> None:
-    assert edges(Interval(90, "s"), 100_000, 300_000, ZoneInfo("Asia/Kolkata")).tolist() == [90_000, 180_000, 270_000, 360_000]
+    assert edges(Interval(90, "s"), 100_000, 300_000, ZoneInfo("Asia/Kolkata")).tolist() == [
+        90_000,
+        180_000,
+        270_000,
+        360_000,
+    ]
     assert edges(Interval(7, "m"), 0, 420_000, ZoneInfo("Asia/Kolkata")).tolist() == [0, 420_000]
 
 
@@ -108,9 +127,8 @@ def test_edges_ascend_and_cover_the_range_tightly(start: int, span: int, interva
     assert found[-2] < start + span <= found[-1]
 
 
-@given(moment=st.datetimes(datetime(1975, 1, 1), datetime(2035, 1, 1)), zone=st.sampled_from(ZONES))
-def test_every_instant_falls_in_the_bucket_of_its_local_day(moment: datetime, zone: str) -> None:
-    start = int(moment.replace(tzinfo=UTC).timestamp() * 1000)
+@given(start=st.integers(157_766_400_000, 2_051_222_400_000), zone=st.sampled_from(ZONES))
+def test_every_instant_falls_in_the_bucket_of_its_local_day(start: int, zone: str) -> None:
     found = edges(Interval(1, "d"), start, start + 1, ZoneInfo(zone)).tolist()
     day = datetime.fromtimestamp(start / 1000, ZoneInfo(zone)).date()
     assert datetime.fromtimestamp(found[0] / 1000, ZoneInfo(zone)).date() == day
@@ -140,7 +158,10 @@ def test_instants_are_read_as_people_write_them(text: str, expected: int) -> Non
     assert parse_instant("from", text, NOW) == expected
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-11-22", "2026-11-22T10:00:00", "-5", "now-1y", "9" * 30, "١٢٣", "2026-13-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "yesterday", "2026-11-22", "2026-11-22T10:00:00", "-5", "now-1y", "9" * 30, "١٢٣", "2026-13-01T00:00:00Z"],
+)
 def test_other_instants_are_refused_with_the_parameter_named(text: str) -> None:
     with pytest.raises(Invalid) as refused:
         parse_instant("from", text, NOW)

@@ -31,9 +31,10 @@ export function axis(extra = {}) {
   return { stroke: () => colour("--quiet"), font: '12px "Inter Variable", sans-serif', grid: line, ticks: { ...line, size: 4 }, ...extra };
 }
 
-/** A uPlot that keeps the size of `box` and follows the theme; returns it with the function that ends it. */
+/** A uPlot that keeps the size of `box`, its legend included, and follows the theme; returns it with the function that ends it. */
 export function plot(box, options, data) {
-  const size = () => ({ width: Math.max(160, box.clientWidth), height: Math.max(80, box.clientHeight - (options.legend?.show === false ? 0 : 30)) });
+  const legend = () => box.querySelector(".u-legend")?.offsetHeight ?? 0;
+  const size = () => ({ width: Math.max(160, box.clientWidth), height: Math.max(120, box.clientHeight - legend()) });
   const chart = new uPlot({ ...size(), ...options }, data, box);
   const observer = new ResizeObserver(() => chart.setSize(size()));
   observer.observe(box);

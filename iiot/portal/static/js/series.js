@@ -9,7 +9,8 @@ export const MOST = 4000;
 export function question(from, to) {
   const seconds = (to - from) / 1000;
   if (seconds <= 86400) return { agg: "lttb", limit: 2000 };
-  return { agg: "avg", interval: seconds <= 8 * 86400 ? "10m" : "1h" };
+  const interval = seconds <= 8 * 86400 ? "10m" : seconds <= 62 * 86400 ? "1h" : "1d";
+  return { agg: "avg", interval, limit: 2000 };
 }
 
 /** A reading as a number to draw: booleans as 0 and 1, anything else leaves a gap. */
@@ -36,4 +37,13 @@ export function append(list, added, from) {
   let first = 0;
   while (first < merged.length && merged[first][0] < from) first += 1;
   return merged.slice(Math.max(first, merged.length - MOST));
+}
+
+/** Which axis a number is measured on: by unit where units differ, else by size, so that a small signal is not a flat line below a large one. */
+export function sides(keys, units, points) {
+  const known = [...new Set(keys.map((key) => units[key]))];
+  if (known.length > 1) return Object.fromEntries(keys.map((key) => [key, units[key] === known[0] ? "y" : "right"]));
+  const size = (key) => (points[key] ?? []).reduce((most, [, value]) => Math.max(most, Math.abs(drawable(value) ?? 0)), 0);
+  const largest = Math.max(...keys.map(size));
+  return Object.fromEntries(keys.map((key) => [key, size(key) * 5 < largest ? "right" : "y"]));
 }

@@ -1,12 +1,14 @@
 // The chart of a device: history by REST, then live points by the socket; after a gap it loads again. The address keeps what is shown.
 import { api } from "../api.js";
 import { currentState, on, watch } from "../live.js";
-import { axis, colour, plot, seriesColour, timeAxis } from "../plot.js";
-import { append, join, question, RANGES } from "../series.js";
+import { axis, colour, plot, seriesColour, timeAxis, uPlot } from "../plot.js";
+import { append, join, question, RANGES, sides } from "../series.js";
 import { format } from "../values.js";
 import { LiveElement } from "./live-element.js";
 
 const FIRST = 3;
+// On and off run along the bottom, below what is measured.
+const SCALES = { flag: { range: [-0.25, 12] } };
 
 customElements.define("iiot-chart", class extends LiveElement {
   connect() {
@@ -40,8 +42,9 @@ customElements.define("iiot-chart", class extends LiveElement {
   readAddress() {
     const query = new URLSearchParams(location.search);
     const asked = query.get("keys")?.split(",") ?? [];
-    const numeric = this.boxes.filter((box) => box.dataset.type !== "string" && box.dataset.type !== "json");
-    for (const box of asked.length ? this.boxes.filter((each) => asked.includes(each.value)) : numeric.slice(0, FIRST)) box.checked = true;
+    const numbers = this.boxes.filter((box) => box.dataset.type === "number");
+    const first = (numbers.length ? numbers : this.boxes).slice(0, FIRST);
+    for (const box of asked.length ? this.boxes.filter((each) => asked.includes(each.value)) : first) box.checked = true;
     this.range = query.get("range") in RANGES || query.get("range") === "custom" ? query.get("range") : "1h";
     if (this.range === "custom") for (const name of ["from", "to"]) this.custom[name].value = query.get(name) ?? "";
     this.mark();
@@ -133,16 +136,29 @@ customElements.define("iiot-chart", class extends LiveElement {
   build(keys, data) {
     this.drawn?.end();
     this.box.replaceChildren();
+    const numbers = keys.filter((key) => this.input(key).dataset.type === "number");
+    const side = sides(numbers, Object.fromEntries(numbers.map((key) => [key, this.input(key).dataset.unit])), this.points);
+    const axes = [timeAxis(), axis({ size: 54, ...this.title(numbers.filter((key) => side[key] === "y")) })];
+    const right = numbers.filter((key) => side[key] === "right");
+    if (right.length) axes.push(axis({ size: 54, side: 1, scale: "right", grid: { show: false }, ...this.title(right) }));
+    const first = { value: (_u, v) => (v == null ? "–" : new Date(v * 1000).toLocaleString("en-GB")) };
+    const series = [first, ...keys.map((key) => this.series(key, side[key], data[0].length))];
+    this.drawn = plot(this.box, { series, axes, scales: SCALES, cursor: { drag: { x: true, y: false } } }, data);
+  }
+
+  // What an axis measures: the unit its signals share, else their names.
+  title(keys) {
     const units = [...new Set(keys.map((key) => this.input(key).dataset.unit))];
-    const series = keys.map((key) => {
-      const stroke = seriesColour(this.boxes.indexOf(this.input(key)));
-      const unit = this.input(key).dataset.unit;
-      const value = (_u, v) => (v == null ? "–" : `${format(v)}${unit ? ` ${unit}` : ""}`);
-      return { label: key, scale: units.indexOf(unit) ? "y2" : "y", stroke: () => colour(stroke), width: 1.75, spanGaps: false, points: { show: data[0].length < 40, size: 5, fill: () => colour(stroke) }, value };
-    });
-    const axes = [timeAxis(), axis({ size: 58 })];
-    if (units.length > 1) axes.push(axis({ size: 58, side: 1, scale: "y2", grid: { show: false } }));
-    this.drawn = plot(this.box, { series: [{ value: (_u, v) => (v == null ? "–" : new Date(v * 1000).toLocaleString("en-GB")) }, ...series], axes, legend: { live: true }, cursor: { drag: { x: true, y: false } } }, data);
+    const text = units.length === 1 && units[0] ? units[0] : keys.join(", ");
+    return { label: text.length > 48 ? `${text.slice(0, 47)}…` : text, labelSize: 20, labelGap: 0, labelFont: '12px "Inter Variable", sans-serif' };
+  }
+
+  series(key, side, points) {
+    const { type, unit } = this.input(key).dataset;
+    const stroke = () => colour(seriesColour(this.boxes.indexOf(this.input(key))));
+    const common = { label: key, stroke, width: 1.75, points: { show: points < 40, size: 5, fill: stroke } };
+    if (type === "boolean") return { ...common, scale: "flag", paths: uPlot.paths.stepped({ align: 1 }), value: (_u, v) => (v == null ? "–" : v ? "true" : "false") };
+    return { ...common, scale: side, value: (_u, v) => (v == null ? "–" : `${format(v)}${unit ? ` ${unit}` : ""}`) };
   }
 
   input(key) { return this.boxes.find((box) => box.value === key); }

@@ -1,11 +1,11 @@
 // A moment in the reader's own time zone, relative or absolute; the title keeps UTC.
-const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "short" });
+const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto", style: "narrow" });
 const absolute = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 const day = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
 const shown = new Set();
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60]];
 
-/** "12 sec ago", "yesterday", or the date when it is more than a week away. */
+/** "12s ago", "yesterday", or the date when it is more than a week away. */
 export function ago(ms, now = Date.now()) {
   const seconds = (ms - now) / 1000;
   if (Math.abs(seconds) < 5) return "just now";

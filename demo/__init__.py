@@ -1,0 +1,1 @@
+"""`make demo`: the portal with a tenant whose devices replay real data."""

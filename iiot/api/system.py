@@ -1,0 +1,34 @@
+"""Whether the portal lives, and whether it can do its work. Outside the prefix, open, and silent about details."""
+
+import json
+
+from flask import Response
+
+from iiot import __version__, web
+from iiot.services import health
+
+api = web.Api("system", prefix="")
+
+
+class HealthOut(web.Out):
+    """The process answers."""
+
+    status: str
+    version: str
+
+
+@api.route("GET", "/health", auth="none", out=HealthOut)
+def get_health(_ctx: web.Context) -> HealthOut:
+    """Whether this process answers; asks nobody else."""
+    return HealthOut(status="ok", version=__version__)
+
+
+@api.route("GET", "/ready", auth="none", problems=(503,))
+def get_ready(_ctx: web.Context) -> Response:
+    """Whether database, Redis and MQTT broker answer: 200, or 503 when one is down."""
+    report = health.ready()
+    content = {"status": "ok" if report.is_ready else "unavailable", "checks": report.checks}
+    headers = {} if report.is_ready else {"Retry-After": "2"}
+    return Response(
+        json.dumps(content), 200 if report.is_ready else 503, headers, content_type="application/json; charset=utf-8"
+    )

@@ -1,0 +1,204 @@
+"""`python -m iiot.embedded.amqtt_broker`: the MQTT broker where Mosquitto cannot be installed, for trials and small sites.
+
+amqtt 0.12.1 looks up and even takes over sessions before it has authenticated, sends last wills without asking whether
+their topic is allowed, and loses messages when somebody subscribes while it distributes. All three are mended here; the
+version is pinned, and tests/integration/test_amqtt_broker.py shows each.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import amqtt.broker
+import structlog
+from amqtt.broker import Broker
+from amqtt.contexts import Action
+from amqtt.errors import MQTTError
+from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
+from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
+from amqtt.session import Session
+from sqlalchemy import select
+
+from iiot import auth, config, ids, logs, tenancy
+from iiot.embedded.mqtt import ADAPTER
+from iiot.errors import Problem
+from iiot.models import Credential, Device, Tenant
+from iiot.services import devices
+
+log = structlog.get_logger(__name__)
+CHECK_SECONDS = 2.0
+# The role of the database that reads credentials has five connections per process.
+CHECKS_AT_ONCE = 4
+
+
+def allowed(user: str, topic: str, action: Action) -> bool:
+    """Whether a user may publish to, subscribe to or receive from a topic: the same rules as Mosquitto's roles."""
+    if user == ADAPTER:
+        return topic.startswith("iiot/")
+    way = "up" if action == Action.PUBLISH else "down"
+    return topic.startswith(f"iiot/{user}/{way}/")
+
+
+class Gate:
+    """Decides who may connect, and who must leave again."""
+
+    def __init__(self, adapter_password: str) -> None:
+        self._adapter_password = adapter_password
+        self._limit = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._proofs: dict[str, str] = {}
+
+    async def admits(self, session: Session) -> bool:
+        """Whether user name, password and client id belong together and the last will goes to a topic of its own."""
+        user, password = session.username or "", session.password or ""
+        will = session.will_topic if session.will_flag else None
+        if will and not allowed(user, will, Action.PUBLISH):
+            return False
+        if user == ADAPTER:
+            return hmac.compare_digest(password.encode(), self._adapter_password.encode())
+        if not ids.is_uid(user) or session.client_id != user:
+            return False
+        async with self._limit:
+            admitted = await asyncio.to_thread(_prove, user, password)
+        if admitted:
+            self._proofs[user] = auth.device_token_hash(password)
+        return admitted
+
+    async def outdated(self, connected: Iterable[str]) -> list[str]:
+        """Those of the connected devices whose token no longer opens anything."""
+        proofs = {user: self._proofs[user] for user in connected if user in self._proofs}
+        self._proofs = proofs
+        if not proofs:
+            return []
+        valid = await asyncio.to_thread(_valid, list(proofs.values()))
+        return [user for user, proof in proofs.items() if proof not in valid]
+
+
+def _prove(uid: str, token: str) -> bool:
+    try:
+        with tenancy.work(tenancy.system("device-sign-in")) as db:
+            return devices.authenticate(db, uid, token) is not None
+    except Problem:
+        return False
+
+
+def _valid(proofs: list[str]) -> set[str]:
+    statement = (
+        select(Credential.token_hash)
+        .join(Device, (Device.tenant_id == Credential.tenant_id) & (Device.id == Credential.device_id))
+        .join(Tenant, Tenant.id == Device.tenant_id)
+        .where(Credential.token_hash.in_(proofs), Credential.revoked_at.is_(None), Device.enabled, Tenant.status == "active")
+    )
+    with tenancy.work(tenancy.system("device-sign-in")) as db:
+        return set(db.scalars(statement))
+
+
+def guarded(gate: Gate) -> type[BrokerProtocolHandler]:
+    """amqtt's handler, which asks the gate before any session is looked at."""
+
+    class Guarded(BrokerProtocolHandler):  # type: ignore[misc]
+        @classmethod
+        async def init_from_connect(cls, reader: Any, writer: Any, plugins_manager: Any, loop: Any = None) -> Any:
+            handler, session = await super().init_from_connect(reader, writer, plugins_manager, loop)
+            try:
+                admitted = await gate.admits(session)
+            except Exception as error:
+                log.warning("a login could not be checked", error=str(error)[:200])
+                admitted = False
+            if not admitted:
+                with contextlib.suppress(OSError):
+                    await ConnackPacket.build(0, NOT_AUTHORIZED).to_stream(writer)
+                await writer.close()
+                raise MQTTError("refused by the gate")
+            return handler, session
+
+    return Guarded
+
+
+class Welcome(BaseAuthPlugin):  # type: ignore[misc]
+    """Who came this far was admitted by the gate."""
+
+    async def authenticate(self, *, session: Session) -> bool:
+        """Always true: see `guarded`."""
+        return True
+
+    @dataclass
+    class Config:
+        """Nothing to set."""
+
+
+class Topics(BaseTopicPlugin):  # type: ignore[misc]
+    """Asked for every publish, subscription and delivery."""
+
+    async def topic_filtering(
+        self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
+    ) -> bool:
+        """See `allowed`."""
+        return session is not None and action is not None and allowed(session.username or "", topic or "", action)
+
+    @dataclass
+    class Config:
+        """Nothing to set."""
+
+
+class Subscriptions(dict[str, list[Any]]):
+    """amqtt walks through its subscriptions across awaits; a subscription meanwhile must not stop the walk."""
+
+    def items(self) -> Any:
+        """A snapshot."""
+        return [(topic, list(sessions)) for topic, sessions in super().items()]
+
+    def __iter__(self) -> Any:
+        return iter(list(super().keys()))
+
+
+def make(bind: str, gate: Gate) -> Broker:
+    """A broker for `bind` that admits whom the gate admits; start() it."""
+    amqtt.broker.BrokerProtocolHandler = guarded(gate)
+    broker = Broker(
+        {
+            "listeners": {"default": {"type": "tcp", "bind": bind, "max_connections": 1000}},
+            "plugins": {f"{__package__}.amqtt_broker.{plugin}": {} for plugin in ("Welcome", "Topics")},
+        }
+    )
+    broker._subscriptions = Subscriptions(broker._subscriptions)
+    return broker
+
+
+async def end_outdated(broker: Broker, gate: Gate) -> None:
+    """Close the connections of devices that were disabled, deleted or given a new token."""
+    connected = {session.username: handler for session, handler in list(broker.sessions.values()) if session.username}
+    for user in await gate.outdated(connected):
+        log.info("a device must leave", device=user)
+        await connected[user].handle_connection_closed()
+
+
+async def serve(settings: config.Settings) -> None:
+    """Run until SIGTERM."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    password = unquote(urlsplit(settings.mqtt_url or "").password or "")
+    if not password:
+        raise config.SettingsError("IIOT_MQTT_URL does not name the adapter's password.")
+    gate = Gate(password)
+    broker = make(settings.mqtt_bind, gate)
+    await broker.start()
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), CHECK_SECONDS)
+        try:
+            await end_outdated(broker, gate)
+        except Exception as error:
+            log.warning("devices could not be compared with the database", error=str(error)[:200])
+    await broker.shutdown()
+
+
+if __name__ == "__main__":
+    logs.setup("broker")
+    asyncio.run(serve(config.load()))

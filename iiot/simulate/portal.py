@@ -1,0 +1,92 @@
+"""The portal that is running, as its run.json tells, and the devices that replay in it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+class PortalError(Exception):
+    """There is no portal to send to; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Portal:
+    """Where devices reach a portal; `mqtt` is None when it has no broker."""
+
+    http: str
+    mqtt: tuple[str, int] | None
+
+
+@dataclass(frozen=True)
+class Login:
+    """What proves a device."""
+
+    uid: str
+    token: str
+
+
+def running(data_dir: Path) -> Portal:
+    """The portal that `up` runs in this data dir; raises PortalError."""
+    path = data_dir / "run.json"
+    try:
+        content = json.loads(path.read_text())
+        mqtt = content.get("mqtt")
+        return Portal(content["http"], (mqtt["host"], mqtt["port"]) if mqtt else None)
+    except FileNotFoundError:
+        raise PortalError(
+            f"No portal runs here: there is no {path}. Start it with `make run`, then try again."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PortalError(f"{path} cannot be used ({error}). Is this the data dir of a running portal?") from error
+
+
+def at(http: str, mqtt: str | None) -> Portal:
+    """A portal elsewhere, by its addresses; raises PortalError for one that is not an address."""
+    parts = urlsplit(http)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise PortalError(f"{http!r} is not an address like http://127.0.0.1:5002")
+    if mqtt is None:
+        return Portal(http, None)
+    host, _, port = mqtt.rpartition(":")
+    if not host or not port.isdigit():
+        raise PortalError(f"{mqtt!r} is not host:port")
+    return Portal(http, (host, int(port)))
+
+
+def make_devices(tenant: str, names: list[str], kind: str) -> list[Login]:
+    """Devices of a tenant, one per name, found again by their external id; each gets a new token. Raises Problem."""
+    from sqlalchemy import select
+
+    from iiot import tenancy
+    from iiot.commands.lookup import operator_for
+    from iiot.models import Device
+    from iiot.services import devices
+
+    operator = operator_for(tenant)
+    logins = []
+    for name in names:
+        with tenancy.work(tenancy.of(operator)) as db:
+            known = db.scalar(select(Device.uid).where(Device.external_id == f"simulate:{name}"))
+            if known is None:
+                made, token = devices.create(db, devices.NewDevice(name, kind, f"simulate:{name}", tags=("simulated",)))
+            else:
+                made, token = devices.new_token(db, known)
+            logins.append(Login(made.uid, token))
+    return logins
+
+
+def only_tenant() -> str:
+    """The slug of the tenant when there is exactly one; raises PortalError."""
+    from sqlalchemy import select
+
+    from iiot import tenancy
+    from iiot.models import Tenant
+
+    with tenancy.work(tenancy.system("operator")) as db:
+        slugs = db.scalars(select(Tenant.slug).order_by(Tenant.id).limit(20)).all()
+    if len(slugs) == 1:
+        return slugs[0]
+    if not slugs:
+        raise PortalError("There is no tenant yet. Create one: `python -m iiot tenant create NAME`.")
+    raise PortalError(f"Say which tenant gets the devices: --tenant {' | '.join(slugs)}")

@@ -1,0 +1,149 @@
+"""A test of the tests: every policy is broken on purpose, in each way that matters, and a named isolation check has to notice.
+
+The mutants are made from the database's own list of policies, so a table that a later migration adds is included by itself.
+"""
+
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from iiot.config import Settings
+from tests import factories
+from tests.integration.isolation_checks import Checks, Side, fill
+
+Connections = tuple["psycopg2.extensions.connection", "psycopg2.extensions.connection"]
+
+# Every table with a policy for the tenants' role. A new one belongs here, and a row for it in isolation_checks.fill.
+TABLES = (
+    "connection_event", "credential", "device", "latest", "membership", "quota", "rejected_message", "rollup_1h", "signal",
+    "telemetry", "telemetry_batch", "tenant", "usage_day", "user_account",
+)  # fmt: skip
+# The tenants' role may insert here; on the others no right exists that WITH CHECK could limit, which a test proves.
+INSERTABLE = ("connection_event", "credential", "device", "membership")
+
+
+@pytest.fixture(scope="module")
+def sides(module_settings: Settings) -> tuple[Side, Side]:
+    return fill("A"), fill("B")
+
+
+@pytest.fixture(scope="module")
+def connections(module_settings: Settings) -> Iterator[Connections]:
+    """Bare connections as the tenants' role and as the superuser."""
+    app, superuser = factories.connect("app", autocommit=False), factories.connect(autocommit=False)
+    yield app, superuser
+    app.close()
+    superuser.close()
+
+
+@pytest.fixture
+def checks(request: pytest.FixtureRequest, sides: tuple[Side, Side], connections: Connections) -> Iterator[Checks]:
+    """The checks of a table, which hold before a mutant is made and again after it was restored."""
+    table = str(request.getfixturevalue("table"))
+    found = Checks(table, *sides, *connections)
+    before = _state(table)
+    assert found.run() == set()
+    yield found
+    assert _state(table) == before, "the test must restore what it broke"
+    assert found.run() == set()
+
+
+def _state(table: str) -> list[tuple[object, ...]]:
+    return factories.rows(
+        "SELECT policyname, permissive, roles::text, cmd, qual, with_check, relrowsecurity, relforcerowsecurity FROM pg_policies p "
+        "JOIN pg_class c ON c.oid = ('iiot.' || p.tablename)::regclass WHERE p.schemaname = 'iiot' AND p.tablename = %s ORDER BY 1",
+        table,
+    )
+
+
+def test_every_policy_of_tenants_is_in_the_list(module_settings: Settings) -> None:
+    found = factories.rows(
+        "SELECT tablename FROM pg_policies WHERE schemaname = 'iiot' AND policyname = 'tenant_isolation' ORDER BY 1"
+    )
+    assert tuple(name for (name,) in found) == TABLES
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_policy_holds_in_both_directions(table: str, sides: tuple[Side, Side], connections: Connections) -> None:
+    own, other = sides
+    assert Checks(table, own, other, *connections).run() == set()
+    assert Checks(table, other, own, *connections).run() == set()
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_policy_that_lets_all_rows_be_read_is_noticed(table: str, checks: Checks) -> None:
+    condition = _condition(table)
+    factories.rows(f"ALTER POLICY tenant_isolation ON iiot.{table} USING (true)")
+    try:
+        assert {"sees_no_foreign_rows", "sees_nothing_without_a_tenant"} <= checks.run()
+    finally:
+        factories.rows(f"ALTER POLICY tenant_isolation ON iiot.{table} USING ({condition})")
+
+
+@pytest.mark.parametrize("table", INSERTABLE)
+def test_a_policy_that_lets_all_rows_be_written_is_noticed(table: str, checks: Checks) -> None:
+    condition = _condition(table)
+    factories.rows(f"ALTER POLICY tenant_isolation ON iiot.{table} WITH CHECK (true)")
+    try:
+        assert checks.run() == {"inserts_no_foreign_rows"}
+    finally:
+        factories.rows(f"ALTER POLICY tenant_isolation ON iiot.{table} WITH CHECK ({condition})")
+
+
+@pytest.mark.parametrize("table", sorted(set(TABLES) - set(INSERTABLE)))
+def test_elsewhere_no_right_exists_that_could_write_a_foreign_row(table: str, module_settings: Settings) -> None:
+    """The mutant WITH CHECK (true) is equivalent here: nothing may be inserted, and the owner's column may not be changed."""
+    column = {"tenant": "id", "user_account": "id"}.get(table, "tenant_id")
+    ((insert, update),) = factories.rows(
+        "SELECT has_any_column_privilege('iiot_app', %s, 'INSERT'), has_column_privilege('iiot_app', %s, %s, 'UPDATE')",
+        f"iiot.{table}", f"iiot.{table}", column,
+    )  # fmt: skip
+    assert (insert, update) == (False, False)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_dropped_policy_is_noticed(table: str, checks: Checks) -> None:
+    condition = _condition(table)
+    factories.rows(f"DROP POLICY tenant_isolation ON iiot.{table}")
+    try:
+        assert "sees_its_own_rows" in checks.run()
+    finally:
+        factories.rows(
+            f"CREATE POLICY tenant_isolation ON iiot.{table} TO iiot_app USING ({condition}) WITH CHECK ({condition})"
+        )
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_disabled_row_security_is_noticed(table: str, checks: Checks) -> None:
+    factories.rows(f"ALTER TABLE iiot.{table} DISABLE ROW LEVEL SECURITY")
+    try:
+        assert {"sees_no_foreign_rows", "sees_nothing_without_a_tenant"} <= checks.run()
+    finally:
+        factories.rows(f"ALTER TABLE iiot.{table} ENABLE ROW LEVEL SECURITY")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_row_security_that_spares_the_owner_is_noticed(table: str, checks: Checks) -> None:
+    factories.rows(f"ALTER TABLE iiot.{table} NO FORCE ROW LEVEL SECURITY")
+    try:
+        assert checks.run() == {"hides_rows_from_the_owner"}
+    finally:
+        factories.rows(f"ALTER TABLE iiot.{table} FORCE ROW LEVEL SECURITY")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_policy_for_everybody_is_noticed(table: str, checks: Checks) -> None:
+    factories.rows(f"CREATE POLICY forgotten ON iiot.{table} USING (true)")
+    try:
+        assert {"sees_no_foreign_rows", "sees_nothing_without_a_tenant", "hides_rows_from_the_owner"} <= checks.run()
+    finally:
+        factories.rows(f"DROP POLICY forgotten ON iiot.{table}")
+
+
+def _condition(table: str) -> str:
+    ((condition,),) = factories.rows(
+        "SELECT qual FROM pg_policies WHERE schemaname = 'iiot' AND policyname = 'tenant_isolation' AND tablename = %s",
+        table,
+    )
+    return str(condition)
