@@ -33,6 +33,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 60.0
 # The supervisor gives ten seconds; what is not settled by then comes again after the next start.
 FINISH_SECONDS: Final = 5.0
+# Devices whose last time of arrival is remembered.
+TIMES_KEPT: Final = 100_000
 # So many messages in a row that fail alone, and none stored, mean that not the messages are at fault.
 SYSTEMIC: Final = 8
 
@@ -98,6 +100,7 @@ class Runner:
         self._done = threading.Event()
         self._finish_by = float("inf")
         self._failures = 0
+        self._times: dict[str, int] = {}
         self._writer = threading.Thread(target=self._write_all, name=f"{name}-writer", daemon=True)
         self._writer.start()
 
@@ -170,8 +173,23 @@ class Runner:
         take = queue.popleft
         batch = [take() for _ in range(min(BATCH, len(queue)))]
         self._room.set()
+        self._separate(batch)
         queue_messages.labels(self.name).set(len(queue))
         return batch
+
+    def _separate(self, batch: list[Message]) -> None:
+        """Give messages of one device different times of arrival: two readings without a time would else be the same.
+
+        Done once per message, so that a second attempt to store it means the same reading.
+        """
+        times = self._times
+        for message in batch:
+            last = times.get(message.uid, 0)
+            if message.received_ms <= last:
+                message.received_ms = last + 1
+            times[message.uid] = message.received_ms
+        if len(times) > TIMES_KEPT:
+            times.clear()
 
     def _sleep(self, wake_at: int, seconds: float) -> None:
         """Until the queue has `wake_at` messages, or the time is over, or the end has come."""
@@ -203,8 +221,9 @@ class Runner:
                     self._queue.clear()
                     return
                 # Others may show whether the batch or the database is at fault; see _Halving.
-                while self._queue and len(batch) < BATCH:
-                    batch.append(self._queue.popleft())
+                more = [self._queue.popleft() for _ in range(min(BATCH - len(batch), len(self._queue)))]
+                self._separate(more)
+                batch += more
                 self._room.set()
         for message, outcome in zip(batch, outcomes, strict=True):
             message.settle(message, outcome)
@@ -219,7 +238,6 @@ class Runner:
     def _store(self, batch: list[Message]) -> list[Outcome]:
         """Parse and commit one batch; raises when it was not stored for a reason that may pass."""
         started = time.monotonic()
-        now_ms = clock.now_ms()
         outcomes = [_STORED] * len(batch)
         incoming: list[Incoming] = []
         places: list[int] = []
@@ -231,7 +249,7 @@ class Runner:
             if event is not None:
                 events.append(event)
             else:
-                incoming.append(_incoming(message, self.name, now_ms))
+                incoming.append(_incoming(message, self.name))
                 places.append(place)
         if incoming:
             halving = _Halving(self.store, incoming)
@@ -250,7 +268,7 @@ class Runner:
         now = time.monotonic()
         commit_seconds.labels(self.name).observe(now - started)
         batch_messages.labels(self.name).observe(len(batch))
-        lag_seconds.labels(self.name).set(now - batch[0].received)
+        lag_seconds.labels(self.name).set((clock.now_ms() - batch[0].received_ms) / 1000)
         kinds = {"telemetry": 0, "status": 0, "other": 0}
         for message in batch:
             kinds[message.kind] += 1
@@ -321,12 +339,12 @@ def _is_no_news(message: Message) -> bool:
     return message.kind == "status" and not message.payload
 
 
-def _incoming(message: Message, protocol: str, now_ms: int) -> Incoming:
+def _incoming(message: Message, protocol: str) -> Incoming:
     """Parse one message, or say why it is none."""
     parsed, error = None, None
     try:
         if message.kind == "telemetry":
-            parsed = parse(message.payload, message.content_type, now_ms)
+            parsed = parse(message.payload, message.content_type, message.received_ms)
         elif message.kind == "status":
             error = PayloadError("status-invalid", "a status is the word online or offline", "online, offline")
         else:

@@ -134,10 +134,11 @@ class Listener:
         return self.client.call(event, data if len(data) != 1 else data[0], timeout=20)
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnect, and close what the library leaves open after it was refused or cut off."""
         self.client.disconnect()
-        # The library's own threads end with the connection; the next test must not meet them.
         eventually(lambda: not self.client.connected)
+        if self.client.eio.ws is not None:
+            self.client.eio.ws.shutdown()
 
 
 @contextmanager

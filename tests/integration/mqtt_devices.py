@@ -31,7 +31,9 @@ class Device:
     @property
     def rejections(self) -> list[str]:
         """The codes in rejected_message, oldest first."""
-        found = factories.rows("SELECT code FROM iiot.rejected_message WHERE device_id = %s ORDER BY id", self.device_id)
+        found = factories.rows(
+            "SELECT code FROM iiot.rejected_message WHERE device_id = %s ORDER BY id", self.device_id
+        )
         return [str(row[0]) for row in found]
 
     @property
@@ -88,7 +90,9 @@ class Connected:
 
 
 @contextlib.contextmanager
-def connection(broker: MosquittoServer, username: str, password: str, client_id: str, version: int = 5) -> Iterator[Connected]:
+def connection(
+    broker: MosquittoServer, username: str, password: str, client_id: str, version: int = 5
+) -> Iterator[Connected]:
     """A connection that is closed at the end."""
     connected = Connected(broker, username, password, client_id, version)
     try:

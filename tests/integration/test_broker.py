@@ -57,7 +57,9 @@ def test_nobody_gets_in_without_a_name(mosquitto: MosquittoServer) -> None:
         assert device.codes == ["Not authorized"]
 
 
-def test_a_device_reads_only_what_is_sent_to_it(mosquitto: MosquittoServer, pump: Device, tenant: factories.TenantRow) -> None:
+def test_a_device_reads_only_what_is_sent_to_it(
+    mosquitto: MosquittoServer, pump: Device, tenant: factories.TenantRow
+) -> None:
     other = Device(tenant)
     with online(mosquitto, pump) as device:
         foreign = ["#", "+/+/+/#", "iiot/#", f"iiot/{other.uid}/down/#", "iiot/+/down/#", f"iiot/{pump.uid}/up/#"]
@@ -68,7 +70,11 @@ def test_a_device_reads_only_what_is_sent_to_it(mosquitto: MosquittoServer, pump
 def test_a_foreign_topic_reaches_nobody(mosquitto: MosquittoServer, pump: Device, tenant: factories.TenantRow) -> None:
     other = Device(tenant)
     with online(mosquitto, pump) as device, online(mosquitto, other) as victim:
-        for topic in (f"iiot/{other.uid}/up/telemetry", f"iiot/{other.uid}/down/command", f"iiot/{pump.uid}/down/command"):
+        for topic in (
+            f"iiot/{other.uid}/up/telemetry",
+            f"iiot/{other.uid}/down/command",
+            f"iiot/{pump.uid}/down/command",
+        ):
             device.publish(topic, b'{"id":1}')
         broker_view = connection(mosquitto, "iiot-adapter", mosquitto.users.password("iiot-adapter"), "observer")
         with broker_view as adapter:
@@ -118,7 +124,9 @@ def test_a_removed_device_leaves_nothing_behind(mosquitto: MosquittoServer, pump
     broker.remove_device(pump.uid)
 
 
-def test_the_file_made_from_the_database_lets_devices_in(mosquitto: MosquittoServer, tenant: factories.TenantRow) -> None:
+def test_the_file_made_from_the_database_lets_devices_in(
+    mosquitto: MosquittoServer, tenant: factories.TenantRow
+) -> None:
     pump, still = Device(tenant), Device(tenant)
     with tenancy.work(tenancy.of(tenant)) as db:
         devices.set_enabled(db, still.uid, False)
@@ -135,7 +143,9 @@ def test_the_file_made_from_the_database_lets_devices_in(mosquitto: MosquittoSer
     assert not provisioning.reconcile()
 
 
-def test_reconciliation_finds_nothing_when_all_is_well(mosquitto: MosquittoServer, pump: Device, no_grace: None) -> None:
+def test_reconciliation_finds_nothing_when_all_is_well(
+    mosquitto: MosquittoServer, pump: Device, no_grace: None
+) -> None:
     assert not provisioning.reconcile()
 
 
@@ -161,9 +171,7 @@ def test_reconciliation_asks_for_a_new_file_when_a_device_is_missing(
     assert (settings.data_dir / "mosquitto" / "rebuild").exists()
 
 
-def test_reconciliation_shuts_out_a_revoked_token(
-    mosquitto: MosquittoServer, pump: Device, no_grace: None
-) -> None:
+def test_reconciliation_shuts_out_a_revoked_token(mosquitto: MosquittoServer, pump: Device, no_grace: None) -> None:
     broker.add_device(pump.uid, new_token())
     assert provisioning.reconcile().missing == (pump.uid,)
     assert broker.list_devices() == []

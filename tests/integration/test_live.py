@@ -247,7 +247,7 @@ def test_a_wrong_token_is_refused_with_a_reason(server: WebServer, token: str | 
     with pytest.raises(socketio.exceptions.ConnectionError):
         listener.connect()
     assert eventually(lambda: listener.refused)["message"] == "unauthorized"
-    listener.client.disconnect()
+    listener.close()
 
 
 def _handshake(server: WebServer, origin: str | None) -> str:
@@ -286,7 +286,7 @@ def test_a_user_has_twenty_connections_on_all_workers(server: WebServer, house: 
         with pytest.raises(socketio.exceptions.ConnectionError):
             refused.connect()
         assert eventually(lambda: refused.refused)["message"] == "too-many-connections"
-        refused.client.disconnect()
+        refused.close()
         listeners.pop().close()
         eventually(lambda: _connects(server, house), 5)
     finally:
@@ -300,5 +300,6 @@ def _connects(server: WebServer, house: House) -> bool:
         listener.connect()
     except socketio.exceptions.ConnectionError:
         return False
-    listener.close()
+    finally:
+        listener.close()
     return True

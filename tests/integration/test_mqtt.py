@@ -51,7 +51,20 @@ def test_mosquitto_pub_works(running: AdapterProcess, mosquitto: MosquittoServer
     program = shutil.which("mosquitto_pub")
     if program is None:
         services.missing("mosquitto_pub (apt-get install mosquitto-clients)")
-    address = ["-h", mosquitto.host, "-p", str(mosquitto.port), "-V", version, "-i", pump.uid, "-u", pump.uid, "-P", pump.token]
+    address = [
+        "-h",
+        mosquitto.host,
+        "-p",
+        str(mosquitto.port),
+        "-V",
+        version,
+        "-i",
+        pump.uid,
+        "-u",
+        pump.uid,
+        "-P",
+        pump.token,
+    ]
     topic = f"iiot/{pump.uid}/up/telemetry"
     subprocess.run([program, *address, "-q", "1", "-t", topic, "-m", '{"temperature": 19.25}'], check=True, timeout=10)
     eventually(lambda: pump.values == {19.25})
@@ -110,9 +123,7 @@ def test_bad_input_is_refused_kept_and_told_and_the_next_message_is_stored(
 
 
 @pytest.fixture(scope="module")
-def module_adapter(
-    module_settings: Settings, workspace: Any
-) -> Iterator[tuple[MosquittoServer, factories.TenantRow]]:
+def module_adapter(module_settings: Settings, workspace: Any) -> Iterator[tuple[MosquittoServer, factories.TenantRow]]:
     """One broker and one adapter for many small tests."""
     server = MosquittoServer(workspace / "broker for bad input")
     server.start()
@@ -124,7 +135,9 @@ def module_adapter(
         server.stop()
 
 
-def test_signals_beyond_the_quota_are_refused(running: AdapterProcess, mosquitto: MosquittoServer, settings: Settings) -> None:
+def test_signals_beyond_the_quota_are_refused(
+    running: AdapterProcess, mosquitto: MosquittoServer, settings: Settings
+) -> None:
     device = Device(factories.make_tenant(signals_per_device=2))
     with online(mosquitto, device) as connected:
         connected.publish(f"iiot/{device.uid}/up/telemetry", b'{"a":1,"b":2,"c":3}')
@@ -133,7 +146,9 @@ def test_signals_beyond_the_quota_are_refused(running: AdapterProcess, mosquitto
         assert device.readings == 2
 
 
-def test_unknown_topics_and_states_are_refused(running: AdapterProcess, mosquitto: MosquittoServer, pump: Device) -> None:
+def test_unknown_topics_and_states_are_refused(
+    running: AdapterProcess, mosquitto: MosquittoServer, pump: Device
+) -> None:
     with online(mosquitto, pump) as device:
         device.publish(f"iiot/{pump.uid}/up/nowhere", b"{}")
         device.publish(f"iiot/{pump.uid}/up/status", b"dancing")
@@ -161,7 +176,9 @@ def test_status_and_last_will_are_followed(running: AdapterProcess, mosquitto: M
     eventually(lambda: state(pump) == "offline")
 
 
-def test_a_retained_state_reaches_an_adapter_that_starts_later(mosquitto: MosquittoServer, pump: Device, settings: Settings) -> None:
+def test_a_retained_state_reaches_an_adapter_that_starts_later(
+    mosquitto: MosquittoServer, pump: Device, settings: Settings
+) -> None:
     with online(mosquitto, pump) as device:
         device.publish(f"iiot/{pump.uid}/up/status", "online", retain=True)
         device.publish(f"iiot/{pump.uid}/up/telemetry", b'{"a":1}', retain=True)

@@ -68,7 +68,9 @@ def test_times_are_milliseconds_or_rfc_3339(ts: object, millis: int) -> None:
     assert items({"ts": ts, "values": {"a": 1}}) == [(millis, {"a": 1.0})]
 
 
-@pytest.mark.parametrize("ts", [True, "yesterday", "2025-12-17T19:33:20", "20251217", str(NOW), [], {}, "2025-02-30T00:00:00Z"])
+@pytest.mark.parametrize(
+    "ts", [True, "yesterday", "2025-12-17T19:33:20", "20251217", str(NOW), [], {}, "2025-02-30T00:00:00Z"]
+)
 def test_anything_else_is_no_time(ts: object) -> None:
     assert rejection(json.dumps({"ts": ts, "values": {"a": 1}}).encode()) == ("ts-invalid", None)
 
@@ -97,7 +99,11 @@ def test_seconds_are_recognised() -> None:
 def test_one_bad_element_does_not_spoil_the_others() -> None:
     parsed = parse(b'[{"a":1},7,{"ts":1,"values":{"b":2}},{},{"c":3}]', None, NOW)
     assert parsed.items == [(NOW, {"a": 1.0}), (NOW, {"c": 3.0})]
-    assert [(item.index, item.code) for item in parsed.rejected] == [(1, "not-an-object"), (2, "ts-too-old"), (3, "empty")]
+    assert [(item.index, item.code) for item in parsed.rejected] == [
+        (1, "not-an-object"),
+        (2, "ts-too-old"),
+        (3, "empty"),
+    ]
 
 
 def test_one_bad_reading_does_not_spoil_the_others() -> None:
@@ -167,7 +173,13 @@ def test_what_is_just_within_the_limits_is_stored() -> None:
     deep: object = 1
     for _ in range(31):
         deep = [deep]
-    values = {"k" * 128: "x" * 1024, "A-Za/z0:9_.": ["x" * 8188], "deep": [deep], "text": "\\u0000", "json": ["\\u0000"]}
+    values = {
+        "k" * 128: "x" * 1024,
+        "A-Za/z0:9_.": ["x" * 8188],
+        "deep": [deep],
+        "text": "\\u0000",
+        "json": ["\\u0000"],
+    }
     assert items(values) == [(NOW, values)]
 
 
@@ -183,7 +195,9 @@ def test_a_byte_order_mark_is_skipped() -> None:
     assert parse(b'\xef\xbb\xbf{"a":1}', None, NOW).items == [(NOW, {"a": 1.0})]
 
 
-@pytest.mark.parametrize("payload", [b'{"a":1,"ack":true}', b'{"ack":true,"values":{"a":1}}', b'[{"a":1},{"a":2,"ack":true}]'])
+@pytest.mark.parametrize(
+    "payload", [b'{"a":1,"ack":true}', b'{"ack":true,"values":{"a":1}}', b'[{"a":1},{"a":2,"ack":true}]']
+)
 def test_an_acknowledgement_can_be_asked_for(payload: bytes) -> None:
     assert parse(payload, None, NOW).ack
 
@@ -199,7 +213,9 @@ def test_fields_beside_values_are_named() -> None:
     assert [(item.code, item.key) for item in parsed.rejected] == [("unknown-field", "device")]
 
 
-@pytest.mark.parametrize("content_type", [None, "", "application/json", "Application/JSON; charset=utf-8", "text/plain"])
+@pytest.mark.parametrize(
+    "content_type", [None, "", "application/json", "Application/JSON; charset=utf-8", "text/plain"]
+)
 def test_json_by_any_name(content_type: str | None) -> None:
     assert parse(b'{"a":1}', content_type, NOW).items == [(NOW, {"a": 1.0})]
 

@@ -21,8 +21,12 @@ scalars = st.one_of(
     st.text(max_size=8),
     st.sampled_from([NOW, "2025-12-17T19:33:20Z", "\0", "x" * 1025, 10**400]),
 )
-json_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
-wrapped = st.fixed_dictionaries({"values": st.dictionaries(keys, json_values, max_size=3)}, optional={"ts": scalars, "ack": scalars})
+json_values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
+)
+wrapped = st.fixed_dictionaries(
+    {"values": st.dictionaries(keys, json_values, max_size=3)}, optional={"ts": scalars, "ack": scalars}
+)
 documents = st.one_of(json_values, wrapped, st.lists(wrapped, max_size=3))
 
 
@@ -74,7 +78,9 @@ def test_damaged_json_is_parsed_or_refused_alike(noise: bytes, document: object,
 
 plain = st.dictionaries(
     st.from_regex(payloads.KEY_PATTERN, fullmatch=True).filter(lambda key: key not in ("ts", "ack", "values")),
-    st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
+    st.floats(allow_nan=False, allow_infinity=False)
+    | st.booleans()
+    | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
     min_size=1,
     max_size=5,
 )

@@ -109,7 +109,9 @@ def test_nothing_is_settled_before_the_commit(runner: Runner, store: MemoryStore
     eventually(lambda: settled.order == ["one"])
 
 
-def test_a_failed_commit_is_tried_again_and_settles_nothing(runner: Runner, store: MemoryStore, settled: Settled) -> None:
+def test_a_failed_commit_is_tried_again_and_settles_nothing(
+    runner: Runner, store: MemoryStore, settled: Settled
+) -> None:
     failures: list[int] = []
 
     def fail(messages: Sequence[Incoming]) -> None:
@@ -283,3 +285,16 @@ def test_pauses_double_up_to_a_minute_with_jitter() -> None:
         whole = min(60.0, 0.1 * 2 ** (failures - 1))
         assert whole / 2 <= pause_after(failures) <= whole
     assert len({pause_after(5) for _ in range(10)}) > 1
+
+
+def test_readings_without_a_time_do_not_collide(runner: Runner, store: MemoryStore, settled: Settled) -> None:
+    times: list[int] = []
+
+    def keep(messages: Sequence[Incoming]) -> None:
+        times.extend(message.parsed.items[0][0] for message in messages if message.parsed)
+
+    store.fail = keep
+    for _ in range(3_000):
+        runner.deliver(telemetry("same", settled))
+    eventually(lambda: len(settled.order) == 3_000)
+    assert times == sorted(set(times))
