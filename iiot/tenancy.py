@@ -127,6 +127,10 @@ def _set_tenant(session: ScopedSession, _transaction: Any, connection: Connectio
             connection.invalidate(error)
             raise _DeadConnection from error
         raise
+    except BaseException:
+        # A greenlet killed in the middle: the driver has closed the connection, and a rollback on it would hide the kill behind an error.
+        connection.invalidate()
+        raise
 
 
 @functools.lru_cache(maxsize=1024)

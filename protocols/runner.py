@@ -158,6 +158,8 @@ class Runner:
             while batch := self._take():
                 self._store_stubbornly(batch)
         finally:
+            # Should the writer ever die of a defect, the process ends, and its supervisor starts it again.
+            self.stop.set()
             self._done.set()
             self._room.set()
 
@@ -226,7 +228,11 @@ class Runner:
                 batch += more
                 self._room.set()
         for message, outcome in zip(batch, outcomes, strict=True):
-            message.settle(message, outcome)
+            try:
+                message.settle(message, outcome)
+            except Exception:
+                # It is stored; without the acknowledgement it comes again and is found to be there.
+                log.exception("message not settled", protocol=self.name, uid=message.uid)
 
     def _may_retry(self, pause: float) -> bool:
         """Wait; False when the runner is stopped and there is no time left for another attempt."""

@@ -172,7 +172,7 @@ def pages_of(uid: str) -> dict[str, str]:
 
 def readme_pictures(browser: Browser, account: tuple[str, str, str], uid: str, to: Path) -> None:
     """What the README shows."""
-    for theme, names in (("light", ("home", "chart", "connect", "devices")), ("dark", ("chart",))):
+    for theme, names in (("light", ("chart", "connect", "devices", "overview")), ("dark", ("chart",))):
         context = browser.new_context(
             viewport={"width": 1280, "height": 800}, color_scheme=theme, timezone_id="Europe/Berlin"
         )

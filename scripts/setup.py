@@ -103,6 +103,7 @@ def python_packages() -> None:
                         sys.executable,
                         "--require-hashes",
                         "--compile-bytecode",
+                        *([] if sys.stdout.isatty() else ["--quiet"]),
                         "-r",
                         str(lock),
                     ],
@@ -131,7 +132,7 @@ def front_end() -> None:
     stamp = VENDOR / ".setup"
     with stamped(stamp, digest(lock, program), "Installing front-end files") as needed:
         if needed:
-            run([*npm_command(), "ci", "--no-audit", "--no-fund", "--loglevel=error"])
+            run([*npm_command(), "ci", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"])
             run([sys.executable, str(program), "--force"])
             VENDOR.mkdir(parents=True, exist_ok=True)
 

@@ -32,7 +32,11 @@ class Process:
         """Start it; whoever needs it ready waits for an effect."""
         with open(self._log, "ab") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, *self._arguments], cwd=ROOT, env={**os.environ, **self._environment}, stdout=log, stderr=log
+                [sys.executable, *self._arguments],
+                cwd=ROOT,
+                env={**os.environ, **self._environment},
+                stdout=log,
+                stderr=log,
             )
 
     @property

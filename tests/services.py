@@ -295,7 +295,8 @@ class Stack:
         assert self._process is not None
         if self._process.poll() is not None:
             pytest.fail(f"`up` ended with status {self._process.returncode}:\n{self.console()}")
-        return (self.data_dir / "run.json").exists()
+        # After a kill -9 the file of the last run is still there for a moment.
+        return (self.data_dir / "run.json").exists() and self.run["pid"] == self._process.pid
 
     @property
     def run(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class RegisterIn(web.Body):
 class RefreshIn(web.Body):
     """The refresh token of the answer before; it works once."""
 
-    refresh_token: Annotated[str, Field(max_length=256)]
+    refresh_token: Annotated[str, Field(max_length=4096)]
 
 
 class PasswordIn(web.Body):

@@ -99,7 +99,8 @@ def _from_device(ctx: web.Context, uid: str) -> StoredOut:
 def _refusal(error: PayloadError) -> Problem:
     """A payload refused as a whole."""
     status = STATUS.get(error.code, 422)
-    extra = {"code": error.code} | ({"limit": error.limit} if error.limit else {})
+    listed = RejectedOut(index=0, code=error.code, reason=error.reason, limit=error.limit)
+    extra = {"code": error.code, "limit": error.limit, **StoredOut(stored=0, duplicate=0, rejected=[listed]).model_dump()}
     title = {413: "too-large", 415: "unsupported-media-type", 400: "bad-request"}.get(status, "rejected")
     return Problem(
         status,

@@ -13,7 +13,8 @@ import flask
 import structlog
 from flask import Flask, request
 from flask_jwt_extended import decode_token
-from flask_socketio import ConnectionRefusedError, SocketIO
+from flask_socketio import ConnectionRefusedError as Refused
+from flask_socketio import SocketIO
 
 from iiot import config, metrics, web
 from iiot.errors import Problem
@@ -76,10 +77,10 @@ def _connect(app: Flask, hub: Hub, auth: object = None) -> None:
         guard.admit(hub.clients, client)
     except Problem as problem:
         metrics.live_refused.labels(problem.code).inc()
-        raise ConnectionRefusedError(problem.code, {"detail": problem.detail}) from None
+        raise Refused(problem.code, {"detail": problem.detail}) from None
     except Exception as error:
         log.error("connection failed", exc_info=error)
-        raise ConnectionRefusedError("unavailable", {"detail": "The portal cannot check who you are. Try again."}) from None
+        raise Refused("unavailable", {"detail": "The portal cannot check who you are. Try again."}) from None
     hub.add(client)
 
 

@@ -40,7 +40,9 @@ def check(principal: auth.Principal) -> None:
 def admit(clients: Mapping[str, Client], client: Client) -> None:
     """Raises Problem when the user or the tenant has too many connections. While Redis is down each worker counts its own."""
     for field, key, limit in _limits(client):
-        local = sum(getattr(other.principal, field) == getattr(client.principal, field) for other in list(clients.values()))
+        local = sum(
+            getattr(other.principal, field) == getattr(client.principal, field) for other in list(clients.values())
+        )
         if max(local, _count(key)) >= limit:
             detail = f"There are {limit} live connections already. Close some pages."
             raise Problem(429, "too-many-connections", detail, headers={"Retry-After": "10"})
@@ -97,7 +99,9 @@ def spend(client: Client) -> None:
     client.recent.append(now)
     if len(client.recent) > EVENTS_PER_MINUTE:
         client.abusive = len(client.recent) > ABUSE
-        raise Problem(429, "rate-limited", f"At most {EVENTS_PER_MINUTE} events a minute. Subscribe to several devices at once.")
+        raise Problem(
+            429, "rate-limited", f"At most {EVENTS_PER_MINUTE} events a minute. Subscribe to several devices at once."
+        )
 
 
 def mark() -> bytes:

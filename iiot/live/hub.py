@@ -174,7 +174,9 @@ class Hub:
     def _session(self) -> None:
         """One connection to Redis. A client of its own, as redis-py would reconnect silently and lose events unnoticed."""
         url = config.load().redis_url or ""
-        connection = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), health_check_interval=5, socket_connect_timeout=2)
+        connection: Any = redis.Redis.from_url(
+            url, retry=Retry(NoBackoff(), 0), health_check_interval=5, socket_connect_timeout=2
+        )
         pubsub = connection.pubsub()
         try:
             missed = [client for client in self.clients.values() if client.cursor is not None]

@@ -31,7 +31,7 @@ class JsonPacket(Packet):  # type: ignore[misc]
     def decode(self, encoded_packet: Any) -> int:
         """Read a packet; raises ValueError for anything but text of the kinds that carry no attachments."""
         if not isinstance(encoded_packet, str):
-            raise ValueError("binary packets are not accepted")  # noqa: TRY004 what Socket.IO expects of a bad packet
+            raise ValueError("binary packets are not accepted")
         count = int(super().decode(encoded_packet) or 0)
         if count or self.packet_type in (BINARY_EVENT, BINARY_ACK):
             raise ValueError("binary packets are not accepted")

@@ -30,7 +30,9 @@ class Expired(Problem):
     """What was missed is no longer in the log, or too much."""
 
     def __init__(self) -> None:
-        super().__init__(410, "cursor-expired", "Too much has happened since then to be sent again.", extra={"hint": HINT})
+        super().__init__(
+            410, "cursor-expired", "Too much has happened since then to be sent again.", extra={"hint": HINT}
+        )
 
 
 def resume(hub: Hub, client: Client, data: Any) -> str:
@@ -92,7 +94,9 @@ def _replay(hub: Hub, client: Client, after: batchlog.Cursor) -> batchlog.Cursor
             hub.release(client)
 
 
-def _page(client: Client, directory: Directory, after: batchlog.Cursor) -> tuple[list[tuple[Event, int]], batchlog.Cursor, bool]:
+def _page(
+    client: Client, directory: Directory, after: batchlog.Cursor
+) -> tuple[list[tuple[Event, int]], batchlog.Cursor, bool]:
     """(events with their number of readings, how far they go, whether there is more)."""
     with tenancy.work(client.scope) as db:
         if after < batchlog.floor(db):

@@ -33,15 +33,17 @@ CURSORS = sql(
     "SELECT name, xid::text AS xid, id, xid >= pg_snapshot_xmax(pg_current_snapshot()) AS foreign FROM iiot.stream_cursor WHERE name IN (:name, :floor)"
 )
 _NEWEST = sql(
-    "SELECT xid::text AS xid, id FROM iiot.telemetry_batch WHERE xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY telemetry_batch.xid DESC, telemetry_batch.id DESC LIMIT 1"
+    "SELECT xid::text AS xid, id FROM iiot.telemetry_batch WHERE xid < pg_snapshot_xmin(pg_current_snapshot()) "
+    "ORDER BY telemetry_batch.xid DESC, telemetry_batch.id DESC LIMIT 1"
 )
 _ROWS = sql(
     "SELECT xid::text AS xid, id, tenant_id, created_at, cardinality(signal_ids) AS size, xid < pg_snapshot_xmin(pg_current_snapshot()) AS settled "
     "FROM iiot.telemetry_batch WHERE (xid, id) > (CAST(:xid AS xid8), :id) ORDER BY telemetry_batch.xid, telemetry_batch.id LIMIT :rows"
 )
 _COLUMNS = (
-    "SELECT xid::text AS xid, id, array_send(signal_ids) AS signal_ids, array_send(ts) AS ts, array_send(num) AS num, txt FROM iiot.telemetry_batch "
-    "WHERE (xid, id) > (CAST(:xid AS xid8), :id) AND (xid, id) <= (CAST(:last_xid AS xid8), :last_id){} ORDER BY telemetry_batch.xid, telemetry_batch.id"
+    "SELECT xid::text AS xid, id, array_send(signal_ids) AS signal_ids, array_send(ts) AS ts, array_send(num) AS num, txt "
+    "FROM iiot.telemetry_batch WHERE (xid, id) > (CAST(:xid AS xid8), :id) "
+    "AND (xid, id) <= (CAST(:last_xid AS xid8), :last_id){} ORDER BY telemetry_batch.xid, telemetry_batch.id"
 )
 _ALL_COLUMNS = sql(_COLUMNS.format(""))
 _SOME_COLUMNS = sql(_COLUMNS.format(" AND tenant_id = ANY(:tenants)"))
@@ -92,7 +94,9 @@ class Readings(NamedTuple):
     txt: dict[int, str]
 
 
-def read_rows(db: Session, after: Cursor, max_rows: int = MAX_ROWS, max_readings: int = MAX_READINGS) -> tuple[list[Row], bool, bool]:
+def read_rows(
+    db: Session, after: Cursor, max_rows: int = MAX_ROWS, max_readings: int = MAX_READINGS
+) -> tuple[list[Row], bool, bool]:
     """(rows that are safe to take, whether more of them wait, whether later rows wait for a running writer). At least one row when there is one."""
     found = db.execute(_ROWS, {"xid": str(after.xid), "id": after.id, "rows": max_rows}).all()
     rows: list[Row] = []
@@ -112,14 +116,23 @@ def read_columns(db: Session, after: Cursor, rows: Sequence[Row], tenants: Colle
     wanted = rows if tenants is None else [row for row in rows if row.tenant_id in tenants]
     if not wanted:
         return _join([], [])
-    bounds: dict[str, Any] = {"xid": str(after.xid), "id": after.id, "last_xid": str(rows[-1].cursor.xid), "last_id": rows[-1].cursor.id}
+    bounds: dict[str, Any] = {
+        "xid": str(after.xid),
+        "id": after.id,
+        "last_xid": str(rows[-1].cursor.xid),
+        "last_id": rows[-1].cursor.id,
+    }
     if tenants is None:
         found = db.execute(_ALL_COLUMNS, bounds).all()
     else:
         found = db.execute(_SOME_COLUMNS, bounds | {"tenants": list(tenants)}).all()
     # Retention may drop a partition between the two statements; what is gone is left out.
     by_cursor = {row.cursor: row for row in wanted}
-    kept = [(by_cursor[cursor], columns) for columns in found if (cursor := Cursor(int(columns[0]), columns[1])) in by_cursor]
+    kept = [
+        (by_cursor[cursor], columns)
+        for columns in found
+        if (cursor := Cursor(int(columns[0]), columns[1])) in by_cursor
+    ]
     return _join([row for row, _ in kept], [columns for _, columns in kept])
 
 

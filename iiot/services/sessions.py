@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from iiot import auth, cache, clock, config, ids, metrics, tenancy
@@ -71,7 +71,7 @@ def sign_in(email: str, password: str, client: Client, tenant: str | None = None
 
 
 def _user_by_email(db: Session, email: str) -> User | None:
-    return db.scalar(select(User).where(User.email == email.strip().lower()))
+    return db.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
 
 
 def open_session(db: Session, user_id: int, client: Client | None = None, tenant: str | None = None) -> Opened:

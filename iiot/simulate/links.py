@@ -6,7 +6,6 @@ import http.client
 import json
 import queue
 import threading
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -142,12 +141,15 @@ class HttpLink:
         self._headers = {"Authorization": f"Basic {secret}", "Content-Type": "application/json"}
         self._queue: queue.Queue[Message | None] = queue.Queue(WAITING)
         self._connection: http.client.HTTPConnection | None = None
-        self._ended = False
+        self._ended = threading.Event()
+        self._refusal = ""
         self._thread = threading.Thread(target=self._work, name=f"http-{login.uid[:6]}", daemon=True)
         self._thread.start()
 
     def send(self, message: Message) -> None:
-        """Blocks while 2,000 messages wait."""
+        """Blocks while 2,000 messages wait. Raises LinkError once the portal has refused the device itself."""
+        if self._refusal:
+            raise LinkError(f"the portal does not let the device in: {self._refusal}")
         self._queue.put(message)
         self._tally.add(sent=1)
 
@@ -156,7 +158,7 @@ class HttpLink:
 
     def close(self) -> None:
         """What still waits is tried once more, then the connection ends."""
-        self._ended = True
+        self._ended.set()
         self._queue.put(None)
         self._thread.join(REQUEST_SECONDS)
 
@@ -187,11 +189,13 @@ class HttpLink:
                 reason = str(rejected[0].get("reason", "")) if rejected else ""
                 self._tally.add(settled=len(batch), errors=len({item["index"] for item in rejected}), reason=reason)
                 return
-            if (status not in (0, 429) and status < 500) or self._ended:
-                self._tally.add(settled=len(batch), errors=len(batch), reason=str(answer.get("detail", status)))
+            if (status not in (0, 429) and status < 500) or self._ended.is_set():
+                reason = str(answer.get("detail", status))
+                self._tally.add(settled=len(batch), errors=len(batch), reason=reason)
+                self._refusal = reason if status in (401, 403) else ""
                 return
             self._tally.add(reason=str(answer.get("detail", status)))
-            time.sleep(max(pause, patience))
+            self._ended.wait(max(pause, patience))
             pause = min(5.0, pause * 2)
 
     def _post(self, batch: list[Message]) -> tuple[int, float, dict[str, Any]]:

@@ -33,7 +33,9 @@ _DROP = sql("SELECT iiot.drop_partitions(CAST(:telemetry AS date), CAST(:log AS 
 _LAST_DROPPED = sql(
     "SELECT xid::text, id FROM iiot.telemetry_batch b WHERE created_at < CAST(:day AS date) ORDER BY b.xid DESC, b.id DESC LIMIT 1"
 )
-_OLD_SESSIONS = sql("DELETE FROM iiot.session WHERE id IN (SELECT id FROM iiot.session WHERE expires_at < :before LIMIT :n)")
+_OLD_SESSIONS = sql(
+    "DELETE FROM iiot.session WHERE id IN (SELECT id FROM iiot.session WHERE expires_at < :before LIMIT :n)"
+)
 _OLD_REJECTED = sql(
     "DELETE FROM iiot.rejected_message WHERE (tenant_id, id) IN "
     "(SELECT tenant_id, id FROM iiot.rejected_message WHERE received_at < :before LIMIT :n)"

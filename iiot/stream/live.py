@@ -42,7 +42,9 @@ class LiveEffect:
     def _publish(self, db: Session, batch: Batch, rooms: set[str], tenants: set[int]) -> None:
         readings = batch.readings(tenants)
         device_ids = self._directory.device_ids(db, readings)
-        heard = {int(id_): wanted for id_ in np.unique(device_ids) if id_ > 0 and (wanted := self._wanted(int(id_), rooms))}
+        heard = {
+            int(id_): wanted for id_ in np.unique(device_ids) if id_ > 0 and (wanted := self._wanted(int(id_), rooms))
+        }
         if not heard:
             return
         chosen = np.isin(device_ids, list(heard))

@@ -13,7 +13,19 @@ import structlog
 from sqlalchemy.orm import Session
 
 from iiot import clock, tenancy
-from iiot.services.batchlog import CURSORS, FLOOR, START, Cursor, Readings, Row, move, newest, position, read_columns, read_rows
+from iiot.services.batchlog import (
+    CURSORS,
+    FLOOR,
+    START,
+    Cursor,
+    Readings,
+    Row,
+    move,
+    newest,
+    position,
+    read_columns,
+    read_rows,
+)
 from iiot.tenancy import sql
 
 __all__ = ["START", "Batch", "Cursor", "Handle", "Lag", "Progress", "Readings", "Row", "Tailer", "lag"]
@@ -127,7 +139,11 @@ class Tailer:
         lowest = START
         for name, xid, id_, foreign in db.execute(CURSORS, {"name": self.name, "floor": FLOOR}):
             if foreign:
-                log.error("cursor of another database server: starting again with the oldest row", tailer=self.name, cursor_name=name)
+                log.error(
+                    "cursor of another database server: starting again with the oldest row",
+                    tailer=self.name,
+                    cursor_name=name,
+                )
             elif name == FLOOR:
                 lowest = Cursor(int(xid), id_)
             else:
@@ -137,6 +153,11 @@ class Tailer:
             own = newest(db) if self._start == "newest" else lowest
             move(db, self.name, own)
         if own < lowest:
-            log.error("the log was dropped by retention before it was read: readings were missed", tailer=self.name, cursor=str(own), floor=str(lowest))
+            log.error(
+                "the log was dropped by retention before it was read: readings were missed",
+                tailer=self.name,
+                cursor=str(own),
+                floor=str(lowest),
+            )
             return lowest
         return own

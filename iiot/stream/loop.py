@@ -18,7 +18,7 @@ CHANNEL = "telemetry_batch"
 POLL_SECONDS = 0.5
 STANDBY_SECONDS = 1.0
 LAG_SECONDS = 5.0
-LONGEST_BACK_OFF = 10.0
+LONGEST_BACK_OFF = 3.0
 # A row that waits for another writer becomes readable without a further NOTIFY, so it is asked for again soon, then less and less often.
 FIRST_RETRY = 0.005
 
@@ -91,7 +91,7 @@ class Pace(NamedTuple):
 
 
 def back_off(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: 0.1 s doubling to 10 s, with jitter."""
+    """Seconds to wait after so many failures in a row: 0.1 s doubling to 3 s, with jitter."""
     longest = min(LONGEST_BACK_OFF, 0.1 * 2.0 ** min(failures, 10))
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 jitter is no secret
 

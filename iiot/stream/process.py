@@ -26,13 +26,11 @@ def run(stop: threading.Event) -> None:
     latest = Tailer("latest", LatestEffect())
     live = Tailer("live", LiveEffect())
     hours = rollup.tailer()
-    sums = rollup.tailer()
     tasks: dict[str, Callable[[], None]] = {
         "listen": lambda: doorbell.listen(stop),
         "latest": lambda: follow(latest, stop, doorbell, Pace(duty=0.2, longest=1.0)),
         "live": lambda: follow(live, stop, doorbell, Pace(duty=0.3, longest=0.2)),
-        "rollup": lambda: follow(hours, stop, doorbell, Pace(duty=0.2, longest=2.0)),
-        "rollup": lambda: follow(sums, stop, doorbell, Pace(duty=0.1, longest=2.0)),
+        "rollup": lambda: follow(hours, stop, doorbell, Pace(duty=0.1, longest=2.0)),
         "housekeeping": lambda: housekeeping.run(stop),
     }
     threads = [threading.Thread(target=task, name=name, daemon=True) for name, task in tasks.items()]

@@ -51,6 +51,8 @@ def init_app(app: Flask, settings: Settings) -> None:
         JWT_ACCESS_TOKEN_EXPIRES=timedelta(seconds=settings.access_token_seconds),
         JWT_TOKEN_LOCATION=["headers"],
         JWT_ENCODE_NBF=True,
+        # Pages have a token of their session instead of one in each cookie.
+        JWT_COOKIE_CSRF_PROTECT=False,
         IIOT_COOKIE="__Host-iiot" if settings.cookies_secure else "iiot",
         IIOT_COOKIE_SECURE=settings.cookies_secure,
     )
@@ -96,7 +98,7 @@ def _claims(token: str, use: Use) -> dict[str, Any]:
         header.get("typ") == "at+jwt"
         and claims.get("type") == "access"
         and claims.get("use") == use
-        and claims.keys() >= REQUIRED_CLAIMS
+        and all(claims.get(name) is not None for name in REQUIRED_CLAIMS)
     )
     if not fits or not isinstance(claims["sid"], str) or not isinstance(claims["epoch"], int):
         raise Unauthorized("This token is not for this use. Sign in again.", 'Bearer error="invalid_token"')

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from iiot import config, tenancy
 from iiot.services import users
@@ -14,7 +15,7 @@ from tests.api.conftest import PASSWORD, Make, Person, check_problem
 from tests.services import active
 
 
-def login(client: FlaskClient, email: str, password: str = PASSWORD, **more: str):
+def login(client: FlaskClient, email: str, password: str = PASSWORD, **more: str) -> TestResponse:
     return client.post("/api/v1/auth/login", json={"email": email, "password": password, **more})
 
 
@@ -234,9 +235,9 @@ def test_a_member_of_two_tenants_chooses_one_and_returns_to_it(client: FlaskClie
     with tenancy.work(tenancy.system("sign-in")) as db:
         users.add_member(db, second.tenant_id, member.user.user_id, "viewer")
 
-    def tenant_of(answer) -> str:
+    def tenant_of(answer: TestResponse) -> str:
         headers = {"Authorization": f"Bearer {answer.get_json()['access_token']}"}
-        return client.get("/api/v1/auth/me", headers=headers).get_json()["tenant"]["id"]
+        return str(client.get("/api/v1/auth/me", headers=headers).get_json()["tenant"]["id"])
 
     assert tenant_of(login(client, member.user.email)) == member.tenant.uid
     assert tenant_of(login(client, member.user.email, tenant=second.uid)) == second.uid

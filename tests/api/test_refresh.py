@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from iiot import auth
 from tests import factories
 from tests.api.conftest import Make, Person, check_problem
 
 
-def refresh(client: FlaskClient, token: str, agent: str = "one", address: str | None = None):
+def refresh(client: FlaskClient, token: str, agent: str = "one", address: str | None = None) -> TestResponse:
     base = {"REMOTE_ADDR": address} if address else {}
     return client.post(
         "/api/v1/auth/refresh", json={"refresh_token": token}, headers={"User-Agent": agent}, environ_base=base
@@ -70,7 +71,7 @@ def test_a_token_from_two_rotations_ago_ends_the_session(client: FlaskClient, ad
 
 
 def test_fifty_at_once_get_one_successor(admin: Person) -> None:
-    def ask(_: int):
+    def ask(_: int) -> TestResponse:
         client = admin.client.application.test_client(use_cookies=False)
         return refresh(client, admin.opened.refresh_token)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from iiot import clock
-from iiot.payloads import PayloadError
+from iiot.payloads import PayloadError, Value
 from iiot.services.ingest import Incoming, ingest
 from iiot.services.timespan import DAY, HOUR
 from iiot.stream.latest import LatestEffect
@@ -25,7 +25,10 @@ def device(admin: Person) -> factories.DeviceRow:
 
 
 def fill(device: factories.DeviceRow) -> None:
-    factories.store(device.uid, *((BASE + i * HOUR // 4, {"temperature": 20.0 + i % 8}) for i in range(96)))
+    readings: list[tuple[int, dict[str, Value]]] = [
+        (BASE + i * HOUR // 4, {"temperature": 20.0 + i % 8}) for i in range(96)
+    ]
+    factories.store(device.uid, *readings)
     factories.store(device.uid, (BASE, {"state": "idle", "running": True, "config": {"a": 1}}))
 
 
@@ -46,7 +49,9 @@ def test_raw_readings_are_pairs_of_milliseconds_and_value(admin: Person, device:
     assert read(admin, device, keys="temperature", **span) == {
         "temperature": [[BASE + i * HOUR // 4, 20.0 + i] for i in range(4)]
     }
-    assert read(admin, device, keys="temperature", order="desc", limit=1, **span) == {"temperature": [[BASE + 3 * HOUR // 4, 23.0]]}
+    assert read(admin, device, keys="temperature", order="desc", limit=1, **span) == {
+        "temperature": [[BASE + 3 * HOUR // 4, 23.0]]
+    }
     every = read(admin, device, **span)
     assert every["state"] == [[BASE, "idle"]]
     assert every["running"] == [[BASE, True]]
@@ -131,7 +136,9 @@ def test_signals_come_with_their_newest_reading_page_by_page(admin: Person, devi
     assert answer["total"] == 4
     assert answer["items"][0]["last_value"] == {"a": 1}
     assert answer["items"][1]["last_value"] is True
-    rest = admin.get(f"/devices/{device.uid}/signals", query_string={"limit": 3, "cursor": answer["next_cursor"]}).get_json()
+    rest = admin.get(
+        f"/devices/{device.uid}/signals", query_string={"limit": 3, "cursor": answer["next_cursor"]}
+    ).get_json()
     assert rest["next_cursor"] is None
     (last,) = rest["items"]
     newest = BASE + 95 * HOUR // 4
@@ -151,24 +158,35 @@ def test_a_device_without_readings_has_no_signals(admin: Person, device: factori
     assert admin.get(f"/devices/{device.uid}/latest").get_json() == {}
 
 
-def test_refused_messages_are_listed_newest_first_with_payload_and_reason(admin: Person, device: factories.DeviceRow) -> None:
+def test_refused_messages_are_listed_newest_first_with_payload_and_reason(
+    admin: Person, device: factories.DeviceRow
+) -> None:
     payloads = [b"{not json", b"\xff\xfe", b"<script>alert(1)</script>"]
     for payload in payloads:
-        ingest([Incoming(device.uid, None, PayloadError("not-json", "it is not JSON", None), "mqtt", "iiot/up", payload)])
+        ingest(
+            [Incoming(device.uid, None, PayloadError("not-json", "it is not JSON", None), "mqtt", "iiot/up", payload)]
+        )
     first = admin.get(f"/devices/{device.uid}/rejected", query_string={"limit": 2}).get_json()
-    assert [item["payload"] for item in first["items"]] == ["<script>alert(1)</script>", base64.b64encode(b"\xff\xfe").decode()]
+    assert [item["payload"] for item in first["items"]] == [
+        "<script>alert(1)</script>",
+        base64.b64encode(b"\xff\xfe").decode(),
+    ]
     assert [item["payload_encoding"] for item in first["items"]] == ["text", "base64"]
     assert first["items"][0]["code"] == "not-json"
     assert first["items"][0]["size"] == len(payloads[2])
     received = datetime.fromisoformat(first["items"][0]["received_at"])
     assert abs(received - datetime.now(UTC)) < timedelta(minutes=1)
-    rest = admin.get(f"/devices/{device.uid}/rejected", query_string={"limit": 2, "cursor": first["next_cursor"]}).get_json()
+    rest = admin.get(
+        f"/devices/{device.uid}/rejected", query_string={"limit": 2, "cursor": first["next_cursor"]}
+    ).get_json()
     assert [item["payload"] for item in rest["items"]] == ["{not json"]
     assert rest["next_cursor"] is None
 
 
 @pytest.mark.parametrize("what", ["signals", "latest", "telemetry", "rejected"])
-def test_a_foreign_device_reads_like_one_that_does_not_exist(person: Make, device: factories.DeviceRow, what: str) -> None:
+def test_a_foreign_device_reads_like_one_that_does_not_exist(
+    person: Make, device: factories.DeviceRow, what: str
+) -> None:
     fill(device)
     stranger = person()
     foreign = check_problem(stranger.get(f"/devices/{device.uid}/{what}"), 404, "not-found")

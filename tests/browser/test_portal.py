@@ -84,8 +84,8 @@ def test_a_device_is_added_connected_and_drawn_live(page: Page, account: Account
     page.get_by_label("Tags").fill("hall-b, walk")
     page.get_by_role("dialog").get_by_role("button", name="Add device").click()
     expect(page.get_by_text("Waiting for the first message")).to_be_visible()
+    expect(page).to_have_url(re.compile("/devices/[a-z2-7]{26}/connect$"))
     uid = page.url.split("/")[-2]
-    expect(page).to_have_url(f"{account.url}/devices/{uid}/connect")
     token = page.locator("iiot-copy.secret code").inner_text()
     device = {"id": uid, "token": token}
     for name in ("MQTT", "HTTP", "Python"):
@@ -230,6 +230,12 @@ def test_devices_are_searched_sorted_and_paged_with_the_state_in_the_address(pag
     expect(rows.last).to_contain_text("26")
     page.reload()
     expect(rows).to_have_count(2)
+    page.get_by_role("searchbox").fill(word[:-1])
+    expect(page).to_have_url(f"{account.url}/devices?q={word[:-1]}&sort=name")
+    page.get_by_role("searchbox").fill(word)
+    expect(page).to_have_url(f"{account.url}/devices?q={word}&sort=name")
+    page.get_by_role("link", name="Next page").click()
+    expect(rows).to_have_count(2)
     page.get_by_role("link", name="First page").click()
     expect(rows).to_have_count(25)
     page.go_back()
@@ -330,6 +336,20 @@ def test_values_move_in_the_overview_and_a_new_signal_gets_a_row(page: Page, acc
     account.send(device, {"speed": 7})
     expect(row.locator("b")).to_have_text("7")
     expect(page.get_by_text("No readings yet")).to_have_count(0)
+
+
+def test_home_moves_by_itself(page: Page, account: Account) -> None:
+    device = account.add_device("Home mover")
+    page.goto("/")
+    expect(page.locator("iiot-rate canvas")).to_be_visible()
+    readings = page.locator(".stat", has_text="Readings today").locator(".stat-value")
+    before = int(readings.inner_text().replace(",", ""))
+    mark = page.locator("iiot-rate canvas").evaluate_handle("canvas => canvas")
+    account.send(device, [{"ts": now_ms() - number, "values": {"a": number}} for number in range(1000)])
+    expect(page.locator(".feed")).to_contain_text("Home mover came online")
+    expect(readings).to_have_text(f"{before + 1000:,}")
+    assert mark.evaluate("canvas => canvas.isConnected"), "the chart is moved on, not made again"
+    assert max(map(int, str(page.locator("iiot-rate").get_attribute("values")).split(","))) >= 1000
 
 
 def test_the_theme_follows_the_system_until_it_is_chosen(watch: Watch, browser: Browser) -> None:

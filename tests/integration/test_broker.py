@@ -1,7 +1,6 @@
 """Who may do what at a real Mosquitto with dynamic security."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -28,10 +27,9 @@ def pump(mosquitto: MosquittoServer, tenant: factories.TenantRow) -> Device:
 
 
 @pytest.fixture
-def no_grace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices count as missing at once."""
     monkeypatch.setattr(provisioning, "GRACE", -provisioning.GRACE)
-    return
 
 
 @pytest.mark.parametrize("version", [4, 5])

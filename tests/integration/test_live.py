@@ -1,6 +1,7 @@
 """Socket.IO against the real web server with two workers, the real stream process, PostgreSQL and Valkey."""
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ def test_a_device_of_another_tenant_reads_like_one_that_does_not_exist(server: W
     foreign = _house().devices[0].uid
     with listening(server.url, house.token) as listener:
         answers = [
-            listener.ask("subscribe", {"devices": [house.devices[0].uid, uid]}) for uid in (foreign, "a" * 26, "x", "'--")
+            listener.ask("subscribe", {"devices": [house.devices[0].uid, uid]})
+            for uid in (foreign, "a" * 26, "x", "'--")
         ]
         for answer in answers:
             assert answer["devices"]
@@ -182,7 +184,9 @@ def test_resume_while_readings_arrive_leaves_no_gap(server: WebServer, house: Ho
         cursor = listener.cursor or cursor
     with listening(server.url, house.token, devices=[device.uid]) as listener:
         assert listener.ask("resume", {"cursor": cursor})["ok"]
-        eventually(lambda: (everything | listener.readings).keys() >= {(device.uid, "t", now + n) for n in range(number)})
+        eventually(
+            lambda: (everything | listener.readings).keys() >= {(device.uid, "t", now + n) for n in range(number)}
+        )
 
 
 @pytest.mark.parametrize("cursor", [None, 7, "", "zz", "f" * 32, {"a": 1}])
@@ -207,10 +211,24 @@ def test_a_cursor_behind_the_log_has_expired(server: WebServer, house: House) ->
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), (None,), (5,), ("x",), ([],), ({},), ({"devices": "x"},), ({"devices": [1]},), ({"tenant": "yes"},), ({"tenant": 1},), ({}, {}, {})],
+    [
+        (),
+        (None,),
+        (5,),
+        ("x",),
+        ([],),
+        ({},),
+        ({"devices": "x"},),
+        ({"devices": [1]},),
+        ({"tenant": "yes"},),
+        ({"tenant": 1},),
+        ({}, {}, {}),
+    ],
 )
 @pytest.mark.parametrize("event", ["subscribe", "unsubscribe"])
-def test_malformed_requests_are_answered(server: WebServer, house: House, event: str, arguments: tuple[object, ...]) -> None:
+def test_malformed_requests_are_answered(
+    server: WebServer, house: House, event: str, arguments: tuple[object, ...]
+) -> None:
     with listening(server.url, house.token) as listener:
         answer = listener.ask(event, *arguments)
         assert (answer["ok"], answer["error"]) == (False, "invalid")
@@ -253,7 +271,9 @@ def test_a_wrong_token_is_refused_with_a_reason(server: WebServer, token: str | 
 def _handshake(server: WebServer, origin: str | None) -> str:
     """The first frame that a WebSocket from a page of `origin` receives; empty when it is closed instead."""
     address = f"{server.url.replace('http', 'ws')}/socket.io/?EIO=4&transport=websocket"
-    with contextlib.closing(websocket.create_connection(address, timeout=5, origin=origin)) as connection:
+    plain = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    with contextlib.closing(plain):
+        connection = websocket.create_connection(address, socket=plain, timeout=5, origin=origin)
         return str(connection.recv())
 
 
@@ -269,7 +289,10 @@ def test_polling_is_refused(server: WebServer) -> None:
 
 def test_the_end_of_a_session_ends_its_connections_within_a_second(server: WebServer, house: House) -> None:
     other = token_of(house.user)[0]
-    with listening(server.url, house.token, tenant=True) as listener, listening(server.url, other, tenant=True) as stays:
+    with (
+        listening(server.url, house.token, tenant=True) as listener,
+        listening(server.url, other, tenant=True) as stays,
+    ):
         with tenancy.work(tenancy.system("sign-in")) as db:
             db.execute(sql("UPDATE iiot.session SET revoked_at = now() WHERE uid = :uid"), {"uid": house.session})
         began = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
 
 from iiot import clock
 from iiot.config import Settings
@@ -162,7 +163,7 @@ def state(device: Device) -> str:
 
 def test_status_and_last_will_are_followed(running: AdapterProcess, mosquitto: MosquittoServer, pump: Device) -> None:
     topic = f"iiot/{pump.uid}/up/status"
-    client = Client(mqtt.CallbackAPIVersion.VERSION2, pump.uid, reconnect_on_failure=False)
+    client = Client(CallbackAPIVersion.VERSION2, pump.uid, reconnect_on_failure=False)
     client.username_pw_set(pump.uid, pump.token)
     client.will_set(topic, "offline", qos=1, retain=True)
     client.connect(mosquitto.host, mosquitto.port)

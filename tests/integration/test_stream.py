@@ -34,14 +34,19 @@ class Recorder:
         if self.fail:
             raise RuntimeError("no effect")
         ids = batch.readings().ts.tolist()
-        tenancy.after_commit(db, lambda: (self.ids.extend(ids), self.cuts.append((batch.after, batch.upto)))[0])
+        tenancy.after_commit(db, lambda: self.ids.extend(ids))
+        tenancy.after_commit(db, lambda: self.cuts.append((batch.after, batch.upto)))
 
 
-def _write(tenant_id: int, number: int, wait: threading.Event | None = None, begun: threading.Event | None = None) -> None:
+def _write(
+    tenant_id: int, number: int, wait: threading.Event | None = None, begun: threading.Event | None = None
+) -> None:
     """A row of the log whose only reading has the timestamp `number`, in a transaction that stays open until `wait`."""
     with tenancy.work(tenancy.system("ingest")) as db:
         db.execute(
-            sql("INSERT INTO iiot.telemetry_batch (tenant_id, signal_ids, ts, num) VALUES (:t, '{1}', ARRAY[CAST(:n AS bigint)], '{1}')"),
+            sql(
+                "INSERT INTO iiot.telemetry_batch (tenant_id, signal_ids, ts, num) VALUES (:t, '{1}', ARRAY[CAST(:n AS bigint)], '{1}')"
+            ),
             {"t": tenant_id, "n": number},
         )
         if begun:
@@ -224,9 +229,12 @@ def _latest(device: factories.DeviceRow) -> dict[str, tuple[int, float | None, s
 
 def _device(device: factories.DeviceRow) -> tuple[str, bool, list[tuple[bool, str]]]:
     with tenancy.work(tenancy.of_device(device)) as db:
-        state = db.execute(sql("SELECT status, last_seen_at FROM iiot.device WHERE id = :id"), {"id": device.device_id}).one()
+        state = db.execute(
+            sql("SELECT status, last_seen_at FROM iiot.device WHERE id = :id"), {"id": device.device_id}
+        ).one()
         past = db.execute(
-            sql("SELECT online, reason FROM iiot.connection_event WHERE device_id = :id ORDER BY id"), {"id": device.device_id}
+            sql("SELECT online, reason FROM iiot.connection_event WHERE device_id = :id ORDER BY id"),
+            {"id": device.device_id},
         )
         return state[0], state[1] is not None, [(online, reason) for online, reason in past]
 
@@ -253,12 +261,19 @@ def test_late_readings_never_move_latest_back(latest: Tailer) -> None:
 def test_latest_keeps_every_type(latest: Tailer) -> None:
     device = factories.make_device(factories.make_tenant())
     now = clock.now_ms()
-    factories.store(device.uid, (now, {"n": 1.5, "b": True, "s": "x{},\"\\", "j": {"a": [1]}}))
+    factories.store(device.uid, (now, {"n": 1.5, "b": True, "s": 'x{},"\\', "j": {"a": [1]}}))
     _drain(latest)
-    assert _latest(device) == {"n": (now, 1.5, None), "b": (now, 1.0, None), "s": (now, None, "x{},\"\\"), "j": (now, None, '{"a":[1]}')}
+    assert _latest(device) == {
+        "n": (now, 1.5, None),
+        "b": (now, 1.0, None),
+        "s": (now, None, 'x{},"\\'),
+        "j": (now, None, '{"a":[1]}'),
+    }
 
 
-def test_a_device_that_sends_is_online_and_one_that_falls_silent_goes_offline(latest: Tailer, postgres: PostgresServer, settings: Settings) -> None:
+def test_a_device_that_sends_is_online_and_one_that_falls_silent_goes_offline(
+    latest: Tailer, postgres: PostgresServer, settings: Settings
+) -> None:
     device = factories.make_device(factories.make_tenant())
     assert _device(device) == ("new", False, [])
     factories.store(device.uid, (clock.now_ms(), {"t": 1.0}))

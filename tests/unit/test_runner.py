@@ -179,7 +179,11 @@ def test_a_full_queue_makes_the_adapter_wait(
 ) -> None:
     monkeypatch.setattr(module, "QUEUE", 100)
     go = threading.Event()
-    store.fail = lambda _: None if go.wait(10) else None
+
+    def wait(_: Sequence[Incoming]) -> None:
+        go.wait(10)
+
+    store.fail = wait
     delivered: list[int] = []
 
     def adapter() -> None:
@@ -298,3 +302,12 @@ def test_readings_without_a_time_do_not_collide(runner: Runner, store: MemorySto
         runner.deliver(telemetry("same", settled))
     eventually(lambda: len(settled.order) == 3_000)
     assert times == sorted(set(times))
+
+
+def test_a_failing_acknowledgement_does_not_stop_the_others(runner: Runner, settled: Settled) -> None:
+    def fail(_message: Message, _outcome: Outcome) -> None:
+        raise OSError("gone")
+
+    runner.deliver(Message("one", "telemetry", b'{"a":1}', "t", fail))
+    runner.deliver(telemetry("two", settled))
+    eventually(lambda: settled.order == ["two"])

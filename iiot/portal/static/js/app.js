@@ -2,7 +2,6 @@
 import "./elements/iiot-arrival.js";
 import "./elements/iiot-chart.js";
 import "./elements/iiot-copy.js";
-import "./elements/iiot-count.js";
 import "./elements/iiot-live.js";
 import "./elements/iiot-rate.js";
 import "./elements/iiot-replace-url.js";
@@ -63,5 +62,8 @@ document.addEventListener("htmx:before:response", (event) => {
     location.reload();
   }
 });
+
+// Parts of a page that follow the server (hx-trigger="iiot-tick from:body") ask again every five seconds while somebody can see them.
+setInterval(() => { if (!document.hidden) document.body.dispatchEvent(new Event("iiot-tick")); }, 5000);
 
 for (const dialog of document.querySelectorAll("dialog[data-start-open]")) dialog.showModal();

@@ -1,7 +1,7 @@
 // One socket per page. Elements ask to watch a device or the tenant; a reconnect subscribes again and asks for what was missed.
 import { io } from "../vendor/socket.io.js";
 
-const EVENTS = ["telemetry", "device", "alarm", "command", "score"];
+const EVENTS = ["telemetry", "device", "alarm", "command", "score", "cursor"];
 const bus = new EventTarget();
 const watched = new Map(); // key: device uid, or "tenant" → number of watchers
 let socket = null;
@@ -31,9 +31,11 @@ async function subscribe(key) {
 
 async function onConnect() {
   refused = 0;
+  // Noted before subscribing: live events bring newer cursors, and what lies between would be skipped.
+  const since = cursor;
   await Promise.all([...watched.keys()].map(subscribe));
-  if (cursor) {
-    const answer = await ask("resume", { cursor });
+  if (since) {
+    const answer = await ask("resume", { cursor: since });
     // Too old to resume: elements that draw history load it again.
     if (!answer?.ok) bus.dispatchEvent(new Event("gap"));
   }

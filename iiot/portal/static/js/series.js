@@ -33,7 +33,7 @@ export function join(keys, points) {
 export function append(list, added, from) {
   const fresh = [...added].sort((a, b) => a[0] - b[0]);
   const inOrder = !list.length || !fresh.length || fresh[0][0] > list.at(-1)[0];
-  const merged = inOrder ? list.concat(fresh) : [...new Map([...fresh, ...list].map((point) => [point[0], point]).reverse()).values()].sort((a, b) => a[0] - b[0]);
+  const merged = inOrder ? list.concat(fresh) : [...new Map([...fresh, ...list].map((point) => [point[0], point])).values()].sort((a, b) => a[0] - b[0]);
   let first = 0;
   while (first < merged.length && merged[first][0] < from) first += 1;
   return merged.slice(Math.max(first, merged.length - MOST));

@@ -1,20 +1,26 @@
-// Readings per second of the whole tenant over the last minutes, moved on by the live channel.
-import { on, watch } from "../live.js";
+// Readings per second over the last minutes. The page is fetched again now and then; its new attributes move the chart on.
 import { axis, colour, plot, timeAxis, uPlot } from "../plot.js";
-import { size } from "./iiot-count.js";
 import { LiveElement } from "./live-element.js";
 
 customElements.define("iiot-rate", class extends LiveElement {
+  static observedAttributes = ["values", "until"];
+
   connect() {
-    this.step = Number(this.getAttribute("step"));
+    const { chart, end } = plot(this.firstElementChild, this.options(), this.data);
+    this.chart = chart;
+    return [end];
+  }
+
+  attributeChangedCallback() {
+    // Both attributes change together; drawn once, after the second.
+    if (this.chart) queueMicrotask(() => this.chart.setData(this.data));
+  }
+
+  get data() {
+    const step = Number(this.getAttribute("step"));
     const until = Number(this.getAttribute("until"));
     const counts = this.getAttribute("values").split(",").map(Number);
-    this.xs = counts.map((_, i) => until - (counts.length - 1 - i) * this.step);
-    this.ys = counts.map((count) => count / this.step);
-    const { chart, end } = plot(this.firstElementChild, this.options(), [this.xs, this.ys]);
-    this.chart = chart;
-    const timer = setInterval(() => this.move(), 1000);
-    return [end, () => clearInterval(timer), watch("tenant"), on("telemetry", (message) => this.add(size(message)))];
+    return [counts.map((_, i) => until - (counts.length - 1 - i) * step), counts.map((count) => count / step)];
   }
 
   options() {
@@ -28,21 +34,5 @@ customElements.define("iiot-rate", class extends LiveElement {
       }],
       axes: [timeAxis({ space: 70 }), axis({ size: 46 })],
     };
-  }
-
-  move() {
-    const slot = Math.floor(Date.now() / 1000 / this.step) * this.step;
-    while (this.xs.at(-1) < slot) {
-      this.xs.push(this.xs.at(-1) + this.step);
-      this.ys.push(0);
-      this.xs.shift();
-      this.ys.shift();
-    }
-    if (!document.hidden) this.chart.setData([this.xs, this.ys]);
-  }
-
-  add(count) {
-    this.move();
-    this.ys[this.ys.length - 1] += count / this.step;
   }
 });

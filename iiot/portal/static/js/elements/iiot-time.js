@@ -15,13 +15,18 @@ export function ago(ms, now = Date.now()) {
 }
 
 export class IiotTime extends HTMLElement {
+  // A page that is fetched again brings the text in UTC; it is put right before it is painted.
+  #observer = new MutationObserver(() => this.show());
+
   connectedCallback() {
     shown.add(this);
+    this.#observer.observe(this, { subtree: true, childList: true, characterData: true, attributeFilter: ["datetime"] });
     this.show();
   }
 
   disconnectedCallback() {
     shown.delete(this);
+    this.#observer.disconnect();
   }
 
   /** Show another moment, in milliseconds since the epoch. */

@@ -1,0 +1,221 @@
+"""Every route of the URL map: authenticated, documented, and blind to other tenants. A new route is found here by itself."""
+
+import re
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from iiot import web
+from tests import factories
+from tests.api.conftest import Make, Person, basic, make_thing
+
+# Whoever adds a route that strangers may call writes it down here.
+PUBLIC = {
+    "POST /api/v1/auth/register",
+    "POST /api/v1/auth/login",
+    "POST /api/v1/auth/refresh",
+    "GET /api/v1/openapi.json",
+    "GET /api/v1/docs",
+    "GET /api/v1/docs.css",
+    "GET /health",
+    "GET /ready",
+    "GET /static/<path:filename>",
+    "GET /assets/<version>/<path:name>",
+    "GET /login",
+    "POST /login",
+    "GET /signup",
+    "POST /signup",
+}
+# Bodies that pass validation, so that what is compared is the tenancy check behind it.
+BODIES: dict[str, Any] = {
+    "PATCH /api/v1/devices/<device_id>": {"name": "mine now"},
+}
+
+
+def rules(app: Flask) -> list[tuple[str, str, str]]:
+    """(method, rule, endpoint) of everything that is served."""
+    found = [
+        (method, rule.rule, rule.endpoint)
+        for rule in app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    ]
+    return sorted(found)
+
+
+def filled(rule: str, value: str) -> str:
+    return re.sub(r"<(?:\w+:)?\w+>", value, rule)
+
+
+def addressed(rule: str, objects: dict[str, str]) -> str:
+    """The rule with each parameter replaced by the object of its name."""
+    for name, value in objects.items():
+        rule = re.sub(rf"<(?:\w+:)?{name}>", value, rule)
+    return rule
+
+
+def operations(app: Flask) -> dict[str, web.Operation]:
+    known: list[web.Operation] = app.extensions["iiot.operations"]
+    return {f"{each.method} {each.rule}": each for each in known}
+
+
+def test_the_public_list_names_routes_that_exist(app: Flask) -> None:
+    assert {f"{method} {rule}" for method, rule, _ in rules(app)} >= PUBLIC
+
+
+def test_strangers_are_let_into_the_public_routes_alone(app: Flask) -> None:
+    client = app.test_client(use_cookies=False)
+    open_routes = []
+    for method, rule, _ in rules(app):
+        name = f"{method} {rule}"
+        if name in PUBLIC:
+            continue
+        answer = client.open(
+            filled(rule, "a" * 26), method=method, json={} if method in ("POST", "PUT", "PATCH") else None
+        )
+        is_login = answer.status_code == 303 and answer.headers["Location"].startswith("/login")
+        if answer.status_code != 401 and not is_login:
+            open_routes.append((name, answer.status_code))
+    assert not open_routes
+
+
+def test_authentication_comes_before_validation(app: Flask) -> None:
+    client = app.test_client(use_cookies=False)
+    for name, operation in operations(app).items():
+        if operation.auth != "none":
+            answer = client.open(
+                filled(operation.rule, "x"), method=operation.method, data="{", content_type="text/plain"
+            )
+            assert answer.status_code == 401, name
+
+
+def test_every_route_of_the_api_goes_through_the_glue(app: Flask) -> None:
+    known = operations(app)
+    assert not [
+        f"{method} {rule}"
+        for method, rule, _ in rules(app)
+        if rule.startswith("/api/") and f"{method} {rule}" not in known
+    ]
+
+
+def test_every_operation_is_documented(app: Flask) -> None:
+    document = app.test_client().get("/api/v1/openapi.json").get_json()
+    assert document["openapi"].startswith("3.1")
+    for operation in operations(app).values():
+        path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", operation.rule)
+        entry = document["paths"][path][operation.method.lower()]
+        assert entry["summary"]
+        assert entry["responses"]
+        names = {each["name"] for each in entry.get("parameters", []) if each["in"] == "path"}
+        assert names == set(re.findall(r"{(\w+)}", path))
+        assert bool(entry["security"]) == (operation.auth != "none")
+
+
+def test_the_document_refers_to_nothing_that_is_missing(app: Flask) -> None:
+    document = app.test_client().get("/api/v1/openapi.json").get_json()
+    text = str(document)
+    for reference in set(re.findall(r"#/components/schemas/([\w-]+)", text)):
+        assert reference in document["components"]["schemas"], reference
+    ids = [entry["operationId"] for methods in document["paths"].values() for entry in methods.values()]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_of_documents_lists_every_path_without_anything_inline(app: Flask) -> None:
+    page = app.test_client().get("/api/v1/docs").get_data(as_text=True)
+    document = app.test_client().get("/api/v1/openapi.json").get_json()
+    assert all(f"<code>{path}</code>" in page for path in document["paths"])
+    assert "<script" not in page
+    assert "style=" not in page
+    assert "http://" not in page
+    assert app.test_client().get("/api/v1/docs.css").content_type.startswith("text/css")
+
+
+def test_every_permission_that_a_route_needs_is_held_by_an_admin(app: Flask) -> None:
+    from iiot import auth
+
+    for operation in operations(app).values():
+        assert operation.options.get("permission", "device:read") in auth.ALL_PERMISSIONS
+
+
+@pytest.fixture
+def two(person: Make) -> tuple[Person, Person, str]:
+    """An owner, a stranger of another tenant, and the uid of a device of the owner with readings."""
+    owner, stranger = person(), person()
+    thing = make_thing(owner.tenant, "secret-name-of-the-owner")
+    factories.store(thing.uid, temperature=1.0)
+    return owner, stranger, thing.uid
+
+
+def parameters(rule: str) -> list[str]:
+    return re.findall(r"<(?:\w+:)?(\w+)>", rule)
+
+
+def test_what_is_not_yours_answers_exactly_like_what_does_not_exist(
+    app: Flask, two: tuple[Person, Person, str]
+) -> None:
+    owner, stranger, device = two
+    objects = {"device_id": device, "uid": device, "tenant_id": owner.tenant.uid}
+    tried = 0
+    for name, operation in operations(app).items():
+        names = parameters(operation.rule)
+        if not names or operation.auth == "device":
+            continue
+        assert set(names) <= objects.keys(), f"{name}: tell this test which object the parameters {names} name"
+        answers = []
+        for values in (objects, dict.fromkeys(objects, "a" * 26)):
+            path = addressed(operation.rule, values)
+            body = {"json": BODIES.get(name, {})} if "body" in operation.options else {}
+            answers.append(stranger.call(operation.method, path, headers={"X-Request-ID": "same"}, **body))
+        assert answers[0].status_code == 404, (name, answers[0].get_data(as_text=True))
+        assert answers[0].data == answers[1].data, name
+        assert dict(answers[0].headers) == dict(answers[1].headers), name
+        tried += 1
+    assert tried >= 7
+    mine = owner.get(f"/devices/{device}").get_json()
+    assert mine["name"] == "secret-name-of-the-owner"
+
+
+def test_lists_and_pages_show_nothing_of_another_tenant(app: Flask, two: tuple[Person, Person, str]) -> None:
+    owner, stranger, device = two
+    for name, operation in operations(app).items():
+        if operation.method == "GET" and not parameters(operation.rule) and operation.auth == "user":
+            text = stranger.get(operation.rule).get_data(as_text=True)
+            for secret in (device, "secret-name-of-the-owner", owner.tenant.uid, owner.tenant.name, owner.user.email):
+                assert secret not in text, name
+
+
+def test_pages_of_another_tenant_are_not_there(app: Flask, two: tuple[Person, Person, str]) -> None:
+    owner, stranger, device = two
+    browser = app.test_client()
+    with app.test_request_context():
+        response = app.response_class()
+        web.set_session_cookie(app, response, stranger.opened)
+    name, _, rest = response.headers["Set-Cookie"].partition("=")
+    browser.set_cookie(name, rest.partition(";")[0])
+    for method, rule, endpoint in rules(app):
+        if endpoint.startswith("pages.") and method == "GET" and f"{method} {rule}" not in PUBLIC:
+            answers = [
+                browser.get(filled(rule, value), headers={"X-Request-ID": "same"}) for value in (device, "a" * 26)
+            ]
+            text = answers[0].get_data(as_text=True)
+            assert "secret-name-of-the-owner" not in text, rule
+            assert owner.tenant.uid not in text, rule
+            if parameters(rule):
+                assert answers[0].status_code == 404, rule
+                assert answers[0].data == answers[1].data, rule
+
+
+def test_a_device_of_one_tenant_cannot_write_for_another(two: tuple[Person, Person, str]) -> None:
+    owner, stranger, device = two
+    thief = make_thing(stranger.tenant)
+    answer = owner.client.post(
+        "/api/v1/telemetry", json={"device_id": device, "data": {"t": 1}}, headers=basic(thief.uid, thief.token)
+    )
+    # To a device these are readings of its own signals, or nothing; never another device.
+    assert answer.status_code in (200, 422)
+    assert (
+        factories.rows(
+            "SELECT count(*) FROM iiot.signal s JOIN iiot.device d ON d.id = s.device_id WHERE d.uid = %s", device
+        )[0][0]
+        == 1
+    )
