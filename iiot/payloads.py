@@ -11,12 +11,9 @@ Three shapes are understood (CONTRACT 4), the same in every protocol:
 off; missing or null means the server's time. Integers become floats, as they are stored as double precision. A key
 that stands twice in one object counts once, the last one, as in most JSON readers.
 
-What is wrong with one reading or one list element rejects that one (`Rejected`) and the rest is kept; what is wrong
-with the bytes refuses the whole message (`PayloadError`). Codes are stable, for programs; reasons are for people.
-
-Speed: nearly every message is small and correct. The short way lets msgspec check types while it decodes and does the
-rest in three set and range operations; it answers None where it is not sure, and then `_parse_carefully` decides.
-A property test holds both to the same answer.
+What is wrong with one reading or list element rejects that one (`Rejected`); what is wrong with the bytes refuses the
+whole message (`PayloadError`). Codes are for programs, reasons for people. Nearly every message is small and correct:
+the short way answers None where it is not sure, then `_parse_carefully` decides; a property test holds both together.
 """
 
 from __future__ import annotations
@@ -66,11 +63,12 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
 
 
 class Parsed(msgspec.Struct, gc=False):
-    """What a payload holds. `items`: (milliseconds since the epoch, {key: value}) per element with a good reading."""
+    """`items`: (milliseconds since the epoch, {key: value}) per element with a good reading; `places`: their indexes."""
 
     items: list[Item]
     rejected: list[Rejected]
     ack: bool
+    places: list[int] | None = None
 
 
 class PayloadError(Exception):
@@ -169,7 +167,8 @@ def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> P
     reader = _Reader(now_ms)
     for index, element in enumerate(elements):
         reader.read(index, element)
-    return Parsed(reader.items, reader.rejected, reader.ack)
+    places = reader.places if len(reader.items) < len(elements) else None
+    return Parsed(reader.items, reader.rejected, reader.ack, places)
 
 
 def _check_envelope(payload: bytes, content_type: str | None) -> None:
@@ -223,6 +222,7 @@ class _Reader:
     def __init__(self, now_ms: int) -> None:
         self.now_ms = now_ms
         self.items: list[Item] = []
+        self.places: list[int] = []
         self.rejected: list[Rejected] = []
         self.ack = False
         self.readings = 0
@@ -249,6 +249,7 @@ class _Reader:
         good = self._read_values(index, values)
         if ts is not None and good:
             self.items.append((ts, good))
+            self.places.append(index)
 
     def _count(self, readings: int) -> None:
         self.readings += readings

@@ -152,7 +152,7 @@ class _Batch:
         rejected = list(parsed.rejected)
         newest = 0
         signals, add_signal, add_ts, add_num = device.signals, columns.signals.append, columns.ts.append, columns.num.append
-        for index, (ts, values) in enumerate(parsed.items):
+        for place, (ts, values) in enumerate(parsed.items):
             newest = max(newest, ts)
             for key, value in values.items():
                 signal = signals.get(key)
@@ -163,6 +163,7 @@ class _Batch:
                 else:
                     refusal = self._other(columns, signal, ts, value, device)
                     if refusal:
+                        index = parsed.places[place] if parsed.places else place
                         rejected.append(Rejected(index, refusal[0], refusal[1].format(key=key), refusal[2], key))
         accepted = len(columns.ts) - before
         if rejected:
