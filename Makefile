@@ -2,7 +2,7 @@
 # and programs are run as `.venv/bin/python -m …`, since scripts with such a path in their first line do not start.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test check bench nightly lock format clean
+.PHONY: help setup setup-tests run demo test check bench nightly docs lock format clean
 .NOTPARALLEL:
 
 PY := .venv/bin/python
@@ -39,6 +39,9 @@ bench: setup ## Run the benchmarks; each prints its ratio to a limit measured in
 
 nightly: setup-tests ## The long versions: fuzzing, kill storms, soak.
 	@$(PY) -m pytest -m 'nightly or not nightly' $(ARGS)
+
+docs: setup ## Write docs/reference anew from the code.
+	@$(PY) scripts/reference.py
 
 lock: setup ## Resolve requirements.in into requirements.txt with hashes.
 	@$(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 -q requirements.in -o requirements.txt

@@ -213,6 +213,6 @@ def work(scope: Scope) -> Iterator[ScopedSession]:
         function()
 
 
-def after_commit(db: Session, function: Callable[[], None]) -> None:
+def after_commit(db: Session, function: Callable[[], object]) -> None:
     """Run `function` once `db`'s transaction has been committed; never when it is rolled back."""
     db.info["after_commit"].append(function)

@@ -68,7 +68,6 @@ class RefreshSession(Base):
     tenant_id: Mapped[int | None]
     current_hash: Mapped[str] = mapped_column(unique=True)
     previous_hash: Mapped[str | None] = mapped_column(unique=True)
-    successor: Mapped[str | None]
     rotated_at: Mapped[Moment | None]
     fingerprint: Mapped[str] = mapped_column(server_default="")
     user_agent: Mapped[str] = mapped_column(server_default="")

@@ -77,17 +77,19 @@ class Doorbell:
 
 
 class Pace(NamedTuple):
-    """How much of its time a tailer may work while it keeps up: after a step of d seconds it rests d * (1 / duty - 1), `longest` at most.
+    """How a tailer that keeps up rests between steps, in seconds; one that is behind does not rest.
 
-    Little work is done at once, much work in larger steps, which cost less per reading. One that is behind does not rest.
+    After a step of d seconds it rests d * (1 / duty - 1), `least` at least and `longest` at most. So the first reading after
+    a silence is taken at once, and many readings in large steps, which cost less.
     """
 
     duty: float = 0.25
+    least: float = 0.0
     longest: float = 1.0
 
     def rest(self, seconds: float) -> float:
         """How long to rest after a step that took `seconds`."""
-        return min(self.longest, seconds * (1 / self.duty - 1))
+        return min(self.longest, max(self.least, seconds * (1 / self.duty - 1)))
 
 
 def back_off(failures: int) -> float:

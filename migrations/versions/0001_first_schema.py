@@ -399,7 +399,6 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.Integer(), nullable=True),
         sa.Column("current_hash", sa.Text(), nullable=False),
         sa.Column("previous_hash", sa.Text(), nullable=True),
-        sa.Column("successor", sa.Text(), nullable=True),
         sa.Column("rotated_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("fingerprint", sa.Text(), server_default="", nullable=False),
         sa.Column("user_agent", sa.Text(), server_default="", nullable=False),

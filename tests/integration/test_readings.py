@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -91,7 +91,7 @@ def reference(series: Series, agg: str, begin: int, end: int) -> float | None:
         low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
         return low + (high - low) * (place - math.floor(place))
 
-    return {
+    answers: dict[str, Callable[[], float]] = {
         "avg": lambda: math.fsum(values) / len(values),
         "min": lambda: min(values),
         "max": lambda: max(values),
@@ -104,7 +104,8 @@ def reference(series: Series, agg: str, begin: int, end: int) -> float | None:
         "p50": lambda: quantile(0.5),
         "p95": lambda: quantile(0.95),
         "twavg": lambda: weighted(series, begin, end),
-    }[agg]()
+    }
+    return answers[agg]()
 
 
 AGGS = ["avg", "min", "max", "sum", "count", "first", "last", "delta", "stddev", "p50", "p95", "twavg"]
@@ -395,3 +396,25 @@ def test_a_log_that_was_lost_makes_every_hour_be_summed_up_again(device: factori
     put(device, [(BASE + DAY, 1.0)])
     settle()
     assert max(value for _, value in one(device, BASE, BASE + 9 * HOUR, agg="max", interval="1h")) == 777
+
+
+def test_a_mark_without_readings_is_removed(device: factories.DeviceRow) -> None:
+    put(device, [(BASE, 1.0)])
+    signal = factories.rows("SELECT id FROM iiot.signal WHERE device_id = %s", device.device_id)[0][0]
+    with tenancy.work(tenancy.system("stream")) as db:
+        rollups.mark(db, [device.tenant_id], [signal], [BASE + 5 * HOUR])
+    settle()
+    rows = factories.rows("SELECT n FROM iiot.rollup_1h WHERE signal_id = %s", signal)
+    assert rows == [(1,)]
+
+
+def test_an_answer_of_too_many_points_says_how_many_keys_fit(device: factories.DeviceRow) -> None:
+    factories.store(device.uid, (BASE, {f"k{number}": 1.0 for number in range(21)}))
+    with pytest.raises(Invalid, match="Name at most 20 keys, or lower limit"):
+        ask(device, BASE, BASE + DAY, keys=None, limit=10_000)
+
+
+def test_a_range_without_readings_is_empty_for_every_aggregate(device: factories.DeviceRow) -> None:
+    put(device, [(BASE, 1.0)])
+    for agg in [*AGGS, "lttb"]:
+        assert one(device, BASE + DAY, BASE + 2 * DAY, agg=agg) == []

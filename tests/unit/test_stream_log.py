@@ -82,6 +82,7 @@ def test_a_busy_tailer_rests_longer_but_never_too_long() -> None:
     pace = Pace(duty=0.25, longest=1.0)
     assert pace.rest(0.01) == pytest.approx(0.03)
     assert pace.rest(10) == 1.0
+    assert Pace(least=0.2).rest(0.001) == 0.2
 
 
 def test_back_off_grows_to_three_seconds() -> None:

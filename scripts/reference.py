@@ -1,0 +1,289 @@
+"""Writes docs/reference from the code: settings, scopes, metrics, commands, error codes.
+
+    python scripts/reference.py            write the pages
+    python scripts/reference.py --check    list pages that are not what the code says; exit status 1 when there are any
+
+A test compares the pages with what this program would write, so a new setting, metric, command or code cannot go undocumented.
+"""
+
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "reference"
+GENERATED = "<!-- Written by scripts/reference.py from the code; change it there. -->"
+KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
+METRIC_KINDS = ("Counter", "Gauge", "Histogram", "Summary")
+
+# Codes of problems that are raised beside the table in iiot/web/problems.py: what they mean.
+MORE_PROBLEMS = {
+    "account-disabled": "The account is switched off; an admin of the tenant can switch it on.",
+    "busy": "A resume is under way on this connection; wait for its answer.",
+    "email-taken": "The e-mail address belongs to an account already.",
+    "external-id-taken": "Another device of the tenant has this `external_id`.",
+    "range-too-large": "The query would return or read too much; `detail` says what to ask instead.",
+    "too-many-connections": "More Socket.IO connections than one account or tenant may have.",
+    "too-many-devices": "More devices in one subscription than a connection may follow.",
+    "too-slow": "The connection takes data more slowly than it comes; subscribe to less.",
+    "unknown-device": "At least one device does not exist, or is not yours.",
+    "unknown-event": "There is no such Socket.IO event.",
+}
+# Codes of refused messages and readings, the same in every protocol (`down/error`, HTTP answers, `rejected_message`).
+REFUSALS = {
+    "ack-not-boolean": "`ack` is neither `true` nor `false`.",
+    "device-disabled": "The device is switched off in the portal.",
+    "json-too-large": "A JSON value has more than 8 KiB.",
+    "key-invalid": "A key has 1 to 128 characters of `A-Za-z0-9_.:/-`.",
+    "no-payload": "The message is empty.",
+    "not-an-object": "A message is an object or a list of objects.",
+    "not-finite": "NaN or an infinity stands where a number should.",
+    "not-json": "The payload is not JSON.",
+    "not-storable": "The database refused this message for its content; the log of the adapter says why.",
+    "not-utf8": "The payload is not UTF-8.",
+    "number-out-of-range": "A number does not fit into double precision.",
+    "signal-quota": "A new key, and the device has as many signals as the tenant's quota allows.",
+    "status-invalid": "A status is the word `online` or `offline`.",
+    "string-invalid": "A string holds the character NUL or half of a surrogate pair.",
+    "string-too-long": "A string has more than 1,024 characters.",
+    "tenant-suspended": "The tenant is suspended.",
+    "too-deep": "The JSON is nested deeper than 32 levels.",
+    "too-large": "The message has more than 256 KiB.",
+    "too-many-readings": "The message has more than 10,000 readings.",
+    "ts-invalid": "`ts` is neither milliseconds since the epoch nor an RFC 3339 time with an offset.",
+    "ts-too-new": "The reading lies more than 10 minutes ahead.",
+    "ts-too-old": "The reading is older than 30 days.",
+    "unknown-device": "No device has this uid.",
+    "unknown-field": "A wrapped object has only `ts`, `values` and `ack`.",
+    "unknown-topic": "Devices publish on the topics of their own uid that the contract names.",
+    "unsupported-content-type": "The content type is not one that the portal reads.",
+    "value-null": "`null` is not a value; leave the reading out.",
+    "wrong-type": "The signal has another type since its first reading.",
+}
+REFUSAL_FILES = ("iiot/payloads.py", "iiot/services/ingest.py", "protocols/runner.py")
+
+
+def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
+    """Every Python file below the folders, parsed; paths are relative to the repository."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if "__pycache__" not in path.parts:
+                yield path.relative_to(ROOT), ast.parse(path.read_text(), str(path))
+
+
+def _text(node: ast.AST | None) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    cells = [head, ("---",) * len(head), *[tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def settings_page() -> str:
+    """Every field of `iiot.config.Settings`."""
+    from iiot.config import PREFIX, Settings
+
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default: Any = field.get_default(call_default_factory=True)
+        secret = hasattr(default, "get_secret_value")
+        shown = "" if default is None or secret or default == [] else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        lines.append((f"`{PREFIX}{name.upper()}`", shown, field.description or ""))
+    return f"""# Settings
+{GENERATED}
+
+A setting comes from, in this order: an environment variable, the file named by `IIOT_<NAME>_FILE` (for secrets), `.env` in the
+working folder, what an embedded stack left in its data dir, the default. Nothing set means: everything embedded.
+`python -m iiot config check` lists every mistake at once; `python -m iiot config show` prints what is in force, secrets hidden.
+
+`IIOT_ENV=production` refuses embedded services, missing or weak secrets, debug, an empty list of hosts, and plain-text
+listeners off loopback. [config/iiot.example.env](../../config/iiot.example.env) holds what production needs.
+
+{_table(("name", "default", "what it is"), lines)}
+"""
+
+
+def scopes_page() -> str:
+    """Every reason for which the portal acts without a signed-in principal."""
+    from iiot.tenancy import REASONS
+
+    lines = [(f"`{reason}`", f"`iiot_{role}`", why) for reason, (role, why) in REASONS.items()]
+    lines[[reason for reason, _, _ in lines].index("`migrate`")] = ("`migrate`", "the login of `IIOT_DATABASE_URL`", REASONS["migrate"][1])
+    return f"""# Scopes
+{GENERATED}
+
+Every database session belongs to a scope. A scope is made in three ways: from a signed-in principal, from an authenticated
+device (both act as the PostgreSQL role `iiot_app`, limited by row-level security to their tenant), or by
+`tenancy.system(reason)` for one of these reasons. Any other reason raises. See [ADR 2](../adr/0002-tenancy-door.md).
+
+{_table(("reason", "PostgreSQL role", "why"), lines)}
+"""
+
+
+def metrics() -> list[tuple[str, str, str, str]]:
+    """(name, kind, labels, help) of every metric that the code defines, by name."""
+    found = []
+    for _, tree in sources("iiot", "protocols"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and _called(node) in METRIC_KINDS and node.args and (_text(node.args[0]) or "").startswith("iiot_"):
+                given = next((item for item in (*node.args[2:3], *[k.value for k in node.keywords if k.arg == "labelnames"])), None)
+                labels = [_text(item) or "" for item in given.elts] if isinstance(given, ast.List | ast.Tuple) else []
+                found.append((_text(node.args[0]) or "", _called(node).lower(), ", ".join(labels), _text(node.args[1]) or ""))
+    return sorted(found)
+
+
+def metrics_page() -> str:
+    """Every Prometheus metric."""
+    lines = [(f"`{name}`", kind, labels, text) for name, kind, labels, text in metrics()]
+    return f"""# Metrics
+{GENERATED}
+
+`GET /metrics` on `IIOT_METRICS_BIND` (loopback; never through the portal's own address) answers for all processes together.
+No metric carries a tenant or a device.
+
+{_table(("name", "kind", "labels", "what it counts"), lines)}
+"""
+
+
+def commands(group: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """(command line, first sentence of its help) of a click group, depth first."""
+    import click
+
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        arguments = [parameter.make_metavar(context) for parameter in command.params if isinstance(parameter, click.Argument)]
+        options = [max(parameter.opts, key=len) for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            line = " ".join([prefix, name, *arguments, *[f"[{option}]" for option in options]])
+            yield line, (command.help or "").strip().partition("\n\n")[0].replace("\n", " ")
+
+
+def commands_page() -> str:
+    """The make targets and every command of the two command lines."""
+    targets = re.findall(r"^([a-z-]+):.*?## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    iiot = importlib.import_module("iiot.cli").cli
+    adapters = importlib.import_module("protocols.__main__").main
+    tool = [(f"`{line}`", text) for line, text in commands(iiot, "python -m iiot")]
+    protocol = [(f"`{line}`", text) for line, text in commands(adapters, "python -m protocols")]
+    return f"""# Commands
+{GENERATED}
+
+Every command has `--help`. Exit status: 0 done, 1 failed, 2 wrong use.
+
+## make
+
+{_table(("target", "what it does"), [(f"`make {name}`", text) for name, text in targets])}
+
+## python -m iiot
+
+{_table(("command", "what it does"), tool)}
+
+## python -m protocols
+
+{_table(("command", "what it does"), protocol)}
+"""
+
+
+def problem_codes() -> dict[str, set[int]]:
+    """Code of every problem that the code raises → its statuses, as far as they stand in the source."""
+    defaults = {"NotFound": 404, "Unauthorized": 401, "Forbidden": 403, "Conflict": 409, "Invalid": 422, "QuotaExceeded": 403, "Unavailable": 503}
+    found: dict[str, set[int]] = {}
+    for path, tree in sources("iiot"):
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name, named = _called(node), {k.arg: k.value for k in node.keywords}
+            if name == "Problem" or (path.name == "errors.py" and name == "__init__" and len(node.args) > 2):
+                status, code = node.args[0], _text(node.args[1])
+                known = status.value if isinstance(status, ast.Constant) else 0
+            elif name in ("Forbidden", "Conflict"):
+                code = _text(node.args[1] if len(node.args) > 1 else named.get("code"))
+                known = defaults[name]
+            else:
+                continue
+            if code:
+                found.setdefault(code, set()).update({known} - {0})
+    return found
+
+
+def refusal_codes() -> set[str]:
+    """Codes of refused messages and readings: words with hyphens that stand as literals in the modules that refuse."""
+    found = set()
+    for name in REFUSAL_FILES:
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            text = _text(node)
+            if text and KEBAB.fullmatch(text):
+                found.add(text)
+    return found - {"utf-8", "adapter-writer"}
+
+
+def errors_page() -> str:
+    """Codes of HTTP and Socket.IO problems, and of refused messages."""
+    from iiot.web.problems import CODES
+
+    raised = problem_codes()
+    texts = MORE_PROBLEMS | CODES
+    lines = [
+        (f"`{code}`", ", ".join(str(status) for status in sorted(raised.get(code, set()))), texts.get(code, ""))
+        for code in sorted(raised.keys() | CODES.keys())
+    ]
+    refused = [(f"`{code}`", REFUSALS.get(code, "")) for code in sorted(refusal_codes())]
+    return f"""# Error codes
+{GENERATED}
+
+## Problems (HTTP and Socket.IO)
+
+HTTP errors are `application/problem+json` (RFC 9457): `type` ends with the code, `detail` says what to do, `request_id` is in
+the log. Socket.IO answers carry the code as `error`.
+
+{_table(("code", "status", "meaning"), lines)}
+
+## Refused messages and readings (every protocol)
+
+What a device sent wrong is answered in its protocol, counted, and kept in `rejected_message` for the Rejected page. It is
+never delivered again, and the next good message is stored.
+
+{_table(("code", "meaning"), refused)}
+"""
+
+
+def pages() -> dict[str, str]:
+    """File name → content."""
+    return {
+        "settings.md": settings_page(),
+        "scopes.md": scopes_page(),
+        "metrics.md": metrics_page(),
+        "commands.md": commands_page(),
+        "errors.md": errors_page(),
+    }
+
+
+def main() -> int:
+    """Write, or compare."""
+    stale = {name: text for name, text in pages().items() if not (PAGES / name).exists() or (PAGES / name).read_text() != text}
+    if "--check" in sys.argv:
+        for name in stale:
+            print(f"docs/reference/{name} is not what the code says; run `make docs`.")
+        return 1 if stale else 0
+    PAGES.mkdir(parents=True, exist_ok=True)
+    for name, text in stale.items():
+        (PAGES / name).write_text(text)
+        print(f"wrote docs/reference/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())
