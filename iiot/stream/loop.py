@@ -79,7 +79,7 @@ class Doorbell:
 class Pace(NamedTuple):
     """How a tailer that keeps up rests between steps, in seconds; one that is behind does not rest.
 
-    After a step of d seconds it rests d * (1 / duty - 1), `least` at least and `longest` at most. So the first reading after
+    After a step that took d seconds of the processor it rests d * (1 / duty - 1), `least` at least and `longest` at most. So the first reading after
     a silence is taken at once, and many readings in large steps, which cost less.
     """
 
@@ -88,7 +88,7 @@ class Pace(NamedTuple):
     longest: float = 1.0
 
     def rest(self, seconds: float) -> float:
-        """How long to rest after a step that took `seconds`."""
+        """How long to rest after a step that took `seconds` of this thread's processor time."""
         return min(self.longest, max(self.least, seconds * (1 / self.duty - 1)))
 
 
@@ -104,7 +104,7 @@ def follow(tailer: Tailer, stop: threading.Event, doorbell: Doorbell, pace: Pace
     failures, retry, seen = 0, FIRST_RETRY, 0
     lag_due = 0.0
     while not stop.is_set():
-        begin = time.monotonic()
+        begin, spent = time.monotonic(), time.thread_time()
         try:
             progress = tailer.step()
             if begin >= lag_due:
@@ -127,7 +127,7 @@ def follow(tailer: Tailer, stop: threading.Event, doorbell: Doorbell, pace: Pace
             seen = doorbell.wait(seen, retry)
             retry = min(POLL_SECONDS, retry * 2) if progress.outcome == "idle" else FIRST_RETRY
         elif not progress.more:
-            stop.wait(pace.rest(time.monotonic() - begin))
+            stop.wait(pace.rest(time.thread_time() - spent))
 
 
 def _count(tailer: Tailer, progress: Progress, seconds: float) -> None:
