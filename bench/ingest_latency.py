@@ -12,7 +12,7 @@ from tests.services import http_status
 
 WATCHED = 50
 EMAIL = "bench@example.com"
-PASSWORD = "correct horse battery staple"  # noqa: S105 - of a tenant that lives as long as the bench
+PASSWORD = "correct horse battery staple"
 
 
 def _publish(login: wire.Login, topics: list[bytes], rate: float, count: int, pipe: Any) -> None:

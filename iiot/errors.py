@@ -6,7 +6,7 @@ from typing import Any
 class Problem(Exception):
     """A refusal that the caller may read: HTTP status, a stable code and a text that says what to do (RFC 9457)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the fields of RFC 9457, by keyword
         self,
         status: int,
         code: str,
