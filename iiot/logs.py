@@ -14,6 +14,8 @@ from concurrent_log_handler import ConcurrentRotatingFileHandler
 
 from iiot import config
 
+# Libraries whose every request would be a line.
+CHATTY = ("werkzeug", "asyncua", "geventwebsocket.handler", "urllib3", "flask-limiter", "engineio", "socketio")
 FILE_BYTES = 10 * 1024 * 1024
 FILE_COUNT = 5
 MAX_TEXT = 2000
@@ -126,15 +128,7 @@ def setup(process: str, settings: config.Settings | None = None, stream: TextIO 
         root.addHandler(handler)
     root.setLevel(level)
     logging.captureWarnings(True)
-    for chatty in (
-        "werkzeug",
-        "asyncua",
-        "geventwebsocket.handler",
-        "urllib3",
-        "flask-limiter",
-        "engineio",
-        "socketio",
-    ):
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

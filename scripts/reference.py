@@ -84,7 +84,11 @@ def _called(node: ast.Call) -> str:
 
 
 def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    cells = [head, ("---",) * len(head), *[tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines]]
+    cells = [
+        head,
+        ("---",) * len(head),
+        *[tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in line) for line in lines],
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
@@ -96,7 +100,11 @@ def settings_page() -> str:
     for name, field in Settings.model_fields.items():
         default: Any = field.get_default(call_default_factory=True)
         secret = hasattr(default, "get_secret_value")
-        shown = "" if default is None or secret or default == [] else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        shown = (
+            ""
+            if default is None or secret or default == []
+            else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        )
         lines.append((f"`{PREFIX}{name.upper()}`", shown, field.description or ""))
     return f"""# Settings
 {GENERATED}
@@ -117,7 +125,11 @@ def scopes_page() -> str:
     from iiot.tenancy import REASONS
 
     lines = [(f"`{reason}`", f"`iiot_{role}`", why) for reason, (role, why) in REASONS.items()]
-    lines[[reason for reason, _, _ in lines].index("`migrate`")] = ("`migrate`", "the login of `IIOT_DATABASE_URL`", REASONS["migrate"][1])
+    lines[[reason for reason, _, _ in lines].index("`migrate`")] = (
+        "`migrate`",
+        "the login of `IIOT_DATABASE_URL`",
+        REASONS["migrate"][1],
+    )
     return f"""# Scopes
 {GENERATED}
 
@@ -134,10 +146,20 @@ def metrics() -> list[tuple[str, str, str, str]]:
     found = []
     for _, tree in sources("iiot", "protocols"):
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _called(node) in METRIC_KINDS and node.args and (_text(node.args[0]) or "").startswith("iiot_"):
-                given = next((item for item in (*node.args[2:3], *[k.value for k in node.keywords if k.arg == "labelnames"])), None)
+            if (
+                isinstance(node, ast.Call)
+                and _called(node) in METRIC_KINDS
+                and node.args
+                and (_text(node.args[0]) or "").startswith("iiot_")
+            ):
+                given = next(
+                    (item for item in (*node.args[2:3], *[k.value for k in node.keywords if k.arg == "labelnames"])),
+                    None,
+                )
                 labels = [_text(item) or "" for item in given.elts] if isinstance(given, ast.List | ast.Tuple) else []
-                found.append((_text(node.args[0]) or "", _called(node).lower(), ", ".join(labels), _text(node.args[1]) or ""))
+                found.append(
+                    (_text(node.args[0]) or "", _called(node).lower(), ", ".join(labels), _text(node.args[1]) or "")
+                )
     return sorted(found)
 
 
@@ -161,8 +183,14 @@ def commands(group: Any, prefix: str) -> Iterator[tuple[str, str]]:
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        arguments = [parameter.make_metavar(context) for parameter in command.params if isinstance(parameter, click.Argument)]
-        options = [max(parameter.opts, key=len) for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
+        arguments = [
+            parameter.make_metavar(context) for parameter in command.params if isinstance(parameter, click.Argument)
+        ]
+        options = [
+            max(parameter.opts, key=len)
+            for parameter in command.params
+            if isinstance(parameter, click.Option) and not parameter.hidden
+        ]
         if isinstance(command, click.Group):
             yield from commands(command, f"{prefix} {name}")
         else:
@@ -198,7 +226,15 @@ Every command has `--help`. Exit status: 0 done, 1 failed, 2 wrong use.
 
 def problem_codes() -> dict[str, set[int]]:
     """Code of every problem that the code raises → its statuses, as far as they stand in the source."""
-    defaults = {"NotFound": 404, "Unauthorized": 401, "Forbidden": 403, "Conflict": 409, "Invalid": 422, "QuotaExceeded": 403, "Unavailable": 503}
+    defaults = {
+        "NotFound": 404,
+        "Unauthorized": 401,
+        "Forbidden": 403,
+        "Conflict": 409,
+        "Invalid": 422,
+        "QuotaExceeded": 403,
+        "Unavailable": 503,
+    }
     found: dict[str, set[int]] = {}
     for path, tree in sources("iiot"):
         for node in ast.walk(tree):
@@ -272,7 +308,11 @@ def pages() -> dict[str, str]:
 
 def main() -> int:
     """Write, or compare."""
-    stale = {name: text for name, text in pages().items() if not (PAGES / name).exists() or (PAGES / name).read_text() != text}
+    stale = {
+        name: text
+        for name, text in pages().items()
+        if not (PAGES / name).exists() or (PAGES / name).read_text() != text
+    }
     if "--check" in sys.argv:
         for name in stale:
             print(f"docs/reference/{name} is not what the code says; run `make docs`.")

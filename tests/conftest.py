@@ -44,8 +44,8 @@ def postgres(workspace: Path) -> Iterator[services.PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres15(workspace: Path) -> Iterator[services.PostgresServer]:
-    """PostgreSQL 15 of the distribution, the oldest that the portal supports."""
-    programs = embedded_postgres.system_programs(15)
+    """The distribution's PostgreSQL: 15 on Debian 12, the oldest that the portal supports."""
+    programs = embedded_postgres.system_programs()
     if programs is None:
         services.missing("PostgreSQL 15 (apt-get install postgresql-15)")
     server = services.PostgresServer(workspace / "postgres15", programs)

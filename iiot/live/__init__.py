@@ -20,6 +20,7 @@ from iiot import config, metrics, web
 from iiot.errors import Problem
 from iiot.live import guard, subscriptions
 from iiot.live.clients import Client
+from iiot.live.frames import BoundedFrames
 from iiot.live.hub import Hub
 from iiot.live.packets import JsonPacket, Msgspec
 from iiot.live.replay import resume
@@ -45,6 +46,7 @@ def init_app(app: Flask) -> None:
         serializer=JsonPacket,
         json=Msgspec,
     )
+    app.wsgi_app = BoundedFrames(app.wsgi_app, MAX_FRAME)  # type: ignore[method-assign]
     hub = Hub(socketio.server)
     app.extensions["iiot.live"] = hub
     socketio.on("connect")(lambda *arguments: _connect(app, hub, *arguments))

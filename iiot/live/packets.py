@@ -3,7 +3,11 @@
 from typing import Any
 
 import msgspec
-from socketio.packet import BINARY_ACK, BINARY_EVENT, Packet
+from socketio.packet import ACK, CONNECT, DISCONNECT, EVENT, Packet
+
+# The library would take these names for its own events; no client may send them (socket.io-protocol, reserved events).
+RESERVED = frozenset(("connect", "connect_error", "disconnect", "disconnecting"))
+ACCEPTED = frozenset((CONNECT, DISCONNECT, EVENT, ACK))
 
 
 class Msgspec:
@@ -29,12 +33,14 @@ class JsonPacket(Packet):  # type: ignore[misc]
     json = Msgspec
 
     def decode(self, encoded_packet: Any) -> int:
-        """Read a packet; raises ValueError for anything but text of the kinds that carry no attachments."""
-        if not isinstance(encoded_packet, str):
-            raise ValueError("binary packets are not accepted")
-        count = int(super().decode(encoded_packet) or 0)
-        if count or self.packet_type in (BINARY_EVENT, BINARY_ACK):
-            raise ValueError("binary packets are not accepted")
-        if self.packet_type == 2 and not (isinstance(self.data, list) and self.data and isinstance(self.data[0], str)):
-            raise ValueError("an event is a list that begins with its name")
+        """Read a packet. Nonsense reads as the event `malformed`, which is refused and counted like any unknown event."""
+        try:
+            attachments = int(super().decode(encoded_packet) or 0)
+        except (ValueError, TypeError, IndexError):
+            attachments = 1
+        event = isinstance(self.data, list) and self.data and isinstance(self.data[0], str)
+        if event and self.data[0] in RESERVED:
+            self.data = ["malformed"]
+        if attachments or self.packet_type not in ACCEPTED or (self.packet_type == EVENT and not event):
+            self.packet_type, self.namespace, self.id, self.data = EVENT, None, None, ["malformed"]
         return 0

@@ -13,16 +13,28 @@ PRODUCT = ("iiot", "protocols")
 def files() -> tuple[str, ...]:
     """Every file that belongs to the repository, as paths relative to it; what git ignores is left out."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    names = listed.stdout.split("\0") if listed.returncode == 0 else [str(path.relative_to(ROOT)) for path in ROOT.rglob("*")]
+    names = (
+        listed.stdout.split("\0")
+        if listed.returncode == 0
+        else [str(path.relative_to(ROOT)) for path in ROOT.rglob("*")]
+    )
     skipped = (".venv", "node_modules", "var", ".git", "iiot/portal/static/vendor")
     return tuple(sorted(name for name in names if name and not name.startswith(skipped) and (ROOT / name).is_file()))
 
 
 def python(*folders: str) -> list[str]:
     """The Python files below the folders; a file counts as a folder of itself."""
-    return [name for name in files() if name.endswith(".py") and any(name == folder or name.startswith(f"{folder}/") for folder in folders)]
+    return [
+        name
+        for name in files()
+        if name.endswith(".py") and any(name == folder or name.startswith(f"{folder}/") for folder in folders)
+    ]
 
 
 @functools.cache

@@ -93,12 +93,9 @@ def _anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("name", documents())
 def test_no_document_names_a_place_outside_the_repository(name: str) -> None:
-    allowed = re.compile(r"^/(api/|health|ready|metrics|docs|socket\.io|login|devices|problems|static|etc/(iiot|nginx|systemd|mosquitto)|$)")
     text = (ROOT / name).read_text()
-    for path in re.findall(r"(?<![\w.:/}>\])*])/[a-z][\w.-]*(?:/[\w.<>{}-]*)*", text):
-        if path.startswith(("/home", "/root", "/tmp", "/work", "/Users", "/opt", "/mnt", "/usr", "/var")):
-            pytest.fail(f"{name}: {path}")
-    assert allowed
+    outside = re.findall(r"(?<![\w.:/}>\])*])/(?:home|root|tmp|work|Users|opt|mnt|usr|var|srv)/[\w./-]*", text)
+    assert outside == []
     assert "../shared" not in text
 
 
@@ -117,7 +114,9 @@ def test_make_targets_and_commands_in_documents_exist(name: str) -> None:
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
-@pytest.mark.parametrize("name", ["README.md", "CLAUDE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/troubleshooting.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CLAUDE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/troubleshooting.md"]
+)
 def test_files_that_documents_name_exist(name: str) -> None:
     text = CODE_BLOCK.sub("", (ROOT / name).read_text())
     for path in re.findall(r"`((?:iiot|protocols|tests|bench|docs|config|migrations|scripts|demo)/[\w./-]*)`", text):
@@ -126,10 +125,17 @@ def test_files_that_documents_name_exist(name: str) -> None:
 
 def test_every_decision_is_numbered_and_has_its_four_parts() -> None:
     names = sorted(name for name in files() if name.startswith("docs/adr/"))
-    assert [name.removeprefix("docs/adr/")[:4] for name in names] == [f"{number:04}" for number in range(1, len(names) + 1)]
+    assert [name.removeprefix("docs/adr/")[:4] for name in names] == [
+        f"{number:04}" for number in range(1, len(names) + 1)
+    ]
     for name in names:
         text = (ROOT / name).read_text()
-        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Objective", "Decision", "Alternatives", "Consequences"], name
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+            "Objective",
+            "Decision",
+            "Alternatives",
+            "Consequences",
+        ], name
         assert len(text.splitlines()) <= 60, f"{name}: one page"
 
 

@@ -46,7 +46,14 @@ class Storm:
         with tenancy.work(tenancy.of(tenant)) as db:
             self.check(tenant, set(db.scalars(select(Device.tenant_id))))
             db.execute(SLEEP, {"seconds": random.random() * 0.02})
-            self.check(tenant, set(db.scalars(tenancy.sql("SELECT tenant_id FROM iiot.signal UNION SELECT tenant_id FROM iiot.telemetry"))))
+            self.check(
+                tenant,
+                set(
+                    db.scalars(
+                        tenancy.sql("SELECT tenant_id FROM iiot.signal UNION SELECT tenant_id FROM iiot.telemetry")
+                    )
+                ),
+            )
 
     def read_nothing(self, _tenant: TenantRow, _uid: str) -> None:
         """Without a tenant there are no rows, whoever used the connection before."""
@@ -81,7 +88,13 @@ class Storm:
     def job(self) -> None:
         """One piece of work; being killed is the point, everything else is counted by its name."""
         tenant, uid = random.choice(self.sides)
-        kinds: list[Callable[[TenantRow, str], None]] = [self.read, self.read, self.read_nothing, self.write_and_roll_back, self.ingest]
+        kinds: list[Callable[[TenantRow, str], None]] = [
+            self.read,
+            self.read,
+            self.read_nothing,
+            self.write_and_roll_back,
+            self.ingest,
+        ]
         kind = random.choice(kinds)
         try:
             kind(tenant, uid)
@@ -116,7 +129,10 @@ class Storm:
             pool = engines.engine(role).pool
             idle = pool.checkedout() == 0  # type: ignore[attr-defined]
             opened = [tenancy.work(tenancy.system(reason)) for _ in range(size + overflow)]
-            settings = [session.__enter__().scalar(tenancy.sql("SELECT current_setting('app.tenant_id', true)")) for session in opened]
+            settings = [
+                session.__enter__().scalar(tenancy.sql("SELECT current_setting('app.tenant_id', true)"))
+                for session in opened
+            ]
             for session in opened:
                 session.__exit__(None, None, None)
             whole[role] = idle and settings == [""] * len(opened)

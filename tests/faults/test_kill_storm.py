@@ -15,7 +15,9 @@ SECONDS = float(os.environ.get("IIOT_STORM_SECONDS", "30"))
 
 @pytest.mark.timeout(SECONDS + 90)
 def test_no_greenlet_killed_mid_query_leaks_a_row_or_a_connection(settings: Settings) -> None:
-    sides = [(tenant, factories.make_device(tenant)) for tenant in (factories.make_tenant("A"), factories.make_tenant("B"))]
+    sides = [
+        (tenant, factories.make_device(tenant)) for tenant in (factories.make_tenant("A"), factories.make_tenant("B"))
+    ]
     for tenant, device in sides:
         factories.store(device.uid, mark=float(tenant.tenant_id))
     arguments = [f"{tenant.tenant_id}:{device.uid}" for tenant, device in sides]

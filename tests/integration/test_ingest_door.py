@@ -42,7 +42,10 @@ def kept(device: DeviceRow) -> list[tuple[Any, ...]]:
 
 
 def batches(device: DeviceRow) -> list[tuple[Any, ...]]:
-    return rows("SELECT signal_ids, ts, num, txt FROM iiot.telemetry_batch WHERE tenant_id = %s ORDER BY xid, id", device.tenant_id)
+    return rows(
+        "SELECT signal_ids, ts, num, txt FROM iiot.telemetry_batch WHERE tenant_id = %s ORDER BY xid, id",
+        device.tenant_id,
+    )
 
 
 # --- stored ------------------------------------------------------------------------------------------------------------------------------
@@ -75,7 +78,13 @@ def test_the_same_reading_twice_in_one_batch_counts_once(device: DeviceRow) -> N
 
 
 def test_every_type_is_stored_as_what_it_is(device: DeviceRow) -> None:
-    store(device.uid, number=21.5, boolean=True, string='a "quoted" {text}, \\ NULL', json={"nested": [1, None, {"é": "ü"}]})
+    store(
+        device.uid,
+        number=21.5,
+        boolean=True,
+        string='a "quoted" {text}, \\ NULL',
+        json={"nested": [1, None, {"é": "ü"}]},
+    )
     assert dict(rows("SELECT key, type FROM iiot.signal WHERE tenant_id = %s", device.tenant_id)) == {
         "number": "number", "boolean": "boolean", "string": "string", "json": "json",
     }  # fmt: skip
@@ -123,7 +132,9 @@ def test_a_message_with_nothing_acceptable_is_rejected(device: DeviceRow) -> Non
 
 def test_nothing_is_not_an_error(device: DeviceRow) -> None:
     assert ingest([]) == []
-    (outcome,) = ingest([Incoming(device.uid, factories.Parsed(items=[], rejected=[], ack=True), None, "test", "t", b"[]")])
+    (outcome,) = ingest(
+        [Incoming(device.uid, factories.Parsed(items=[], rejected=[], ack=True), None, "test", "t", b"[]")]
+    )
     assert (outcome.status, outcome.accepted, outcome.ack, outcome.newest_ts) == ("stored", 0, True, None)
 
 
@@ -133,13 +144,18 @@ def test_nothing_is_not_an_error(device: DeviceRow) -> None:
 def test_a_batch_of_many_tenants_lands_in_each_and_logs_one_row_per_tenant() -> None:
     devices = [make_device(make_tenant()) for _ in range(3)]
     now = now_ms()
-    outcomes = ingest([message(device.uid, (now + n, {"a": float(index)})) for n in range(4) for index, device in enumerate(devices)])
+    outcomes = ingest(
+        [message(device.uid, (now + n, {"a": float(index)})) for n in range(4) for index, device in enumerate(devices)]
+    )
     assert outcomes.stored == 12
     for index, device in enumerate(devices):
         assert readings(device) == {"a": [(float(index), None)] * 4}
         signal = factories.signal_id(device, "a")
         assert batches(device) == [([signal] * 4, [now, now + 1, now + 2, now + 3], [float(index)] * 4, None)]
-    xids = rows("SELECT DISTINCT xid FROM iiot.telemetry_batch WHERE tenant_id = ANY (%s)", [device.tenant_id for device in devices])
+    xids = rows(
+        "SELECT DISTINCT xid FROM iiot.telemetry_batch WHERE tenant_id = ANY (%s)",
+        [device.tenant_id for device in devices],
+    )
     assert len(xids) == 1, "one commit for all of them"
 
 
@@ -187,7 +203,12 @@ def test_what_the_parser_refused_is_kept_with_its_payload(device: DeviceRow) -> 
     payload = b"\x00\xff{" + b"x" * 100_000
     error = PayloadError("not-utf-8", "The payload is not UTF-8.", "256 KiB")
     (outcome,) = ingest([Incoming(device.uid, None, error, "mqtt", "a/\0/topic", payload)])
-    assert (outcome.status, outcome.code, outcome.reason, outcome.limit) == ("rejected", "not-utf-8", "The payload is not UTF-8.", "256 KiB")
+    assert (outcome.status, outcome.code, outcome.reason, outcome.limit) == (
+        "rejected",
+        "not-utf-8",
+        "The payload is not UTF-8.",
+        "256 KiB",
+    )
     ((code, reason, stored, size, details),) = kept(device)
     assert (code, reason, size, details) == ("not-utf-8", "The payload is not UTF-8.", len(payload), None)
     assert bytes(stored) == payload[: 64 * 1024]
@@ -210,7 +231,9 @@ NASTY = [
 
 @pytest.mark.parametrize("content", NASTY, ids=range(len(NASTY)))
 @pytest.mark.parametrize("ensure_ascii", [True, False])
-def test_whatever_the_parser_says_can_be_stored_and_the_next_good_message_too(device: DeviceRow, content: Any, ensure_ascii: bool) -> None:
+def test_whatever_the_parser_says_can_be_stored_and_the_next_good_message_too(
+    device: DeviceRow, content: Any, ensure_ascii: bool
+) -> None:
     """A message that cannot be written would be delivered again for ever, and everything behind it would wait."""
     payload = json.dumps(content, ensure_ascii=ensure_ascii).encode("utf-8", "surrogatepass")
     try:
@@ -234,7 +257,11 @@ def test_a_uid_never_writes_into_another_tenants_signal() -> None:
     store(one.uid, shared=1.0)
     store(other.uid, shared=2.0)
     ingest([message(uid, shared=float(n)) for n, uid in enumerate([other.uid, one.uid] * 5, 10)])
-    pairs = rows("SELECT DISTINCT t.tenant_id, t.signal_id FROM iiot.telemetry t WHERE t.tenant_id IN (%s, %s)", one.tenant_id, other.tenant_id)
+    pairs = rows(
+        "SELECT DISTINCT t.tenant_id, t.signal_id FROM iiot.telemetry t WHERE t.tenant_id IN (%s, %s)",
+        one.tenant_id,
+        other.tenant_id,
+    )
     assert len(pairs) == 2
     for tenant_id, signal_id in pairs:
         owner = rows("SELECT tenant_id FROM iiot.signal WHERE id = %s", signal_id)
@@ -244,10 +271,19 @@ def test_a_uid_never_writes_into_another_tenants_signal() -> None:
 
 def test_every_stored_reading_belongs_to_a_signal_of_its_tenant() -> None:
     """Over everything that this module's tests have stored, in the rows and in the log."""
-    strangers = "SELECT 1 FROM {} t WHERE NOT EXISTS (SELECT FROM iiot.signal s WHERE s.tenant_id = t.tenant_id AND s.id = {})"
+    strangers = (
+        "SELECT 1 FROM {} t WHERE NOT EXISTS (SELECT FROM iiot.signal s WHERE s.tenant_id = t.tenant_id AND s.id = {})"
+    )
     assert rows("SELECT count(*) > 0 FROM iiot.telemetry") == [(True,)]
     assert rows(strangers.format("iiot.telemetry", "t.signal_id")) == []
-    assert rows(strangers.format("(SELECT tenant_id, unnest(signal_ids) AS signal_id FROM iiot.telemetry_batch)", "t.signal_id")) == []
+    assert (
+        rows(
+            strangers.format(
+                "(SELECT tenant_id, unnest(signal_ids) AS signal_id FROM iiot.telemetry_batch)", "t.signal_id"
+            )
+        )
+        == []
+    )
 
 
 def test_a_uid_in_the_payload_is_only_a_signal() -> None:
@@ -301,5 +337,9 @@ def test_a_device_deleted_within_the_caches_age_is_unknown_at_the_second_attempt
 def test_the_cache_forgets_everything_when_it_is_full(device: DeviceRow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iiot.services.resolver.MAX_ENTRIES", 0)
     other = make_device(make_tenant())
-    assert [outcome.status for outcome in ingest([message(device.uid, a=1.0), message(other.uid, a=1.0)])] == ["stored"] * 2
-    assert [outcome.status for outcome in ingest([message(other.uid, a=2.0), message(device.uid, a=2.0)])] == ["stored"] * 2
+    assert [outcome.status for outcome in ingest([message(device.uid, a=1.0), message(other.uid, a=1.0)])] == [
+        "stored"
+    ] * 2
+    assert [outcome.status for outcome in ingest([message(other.uid, a=2.0), message(device.uid, a=2.0)])] == [
+        "stored"
+    ] * 2

@@ -42,7 +42,9 @@ def failing_commit(request: pytest.FixtureRequest, settings: Settings) -> Iterat
 
 
 @pytest.mark.parametrize(
-    "failing_commit", ["RAISE EXCEPTION 'the disk is full'", "PERFORM pg_terminate_backend(pg_backend_pid())"], indirect=True
+    "failing_commit",
+    ["RAISE EXCEPTION 'the disk is full'", "PERFORM pg_terminate_backend(pg_backend_pid())"],
+    indirect=True,
 )
 @pytest.mark.usefixtures("failing_commit")
 def test_a_failed_commit_raises_and_leaves_nothing_and_the_same_batch_is_stored_later() -> None:

@@ -20,7 +20,11 @@ def state(device: DeviceRow) -> tuple[Any, ...]:
 
 
 def history(device: DeviceRow) -> list[tuple[Any, ...]]:
-    return rows("SELECT online, reason FROM iiot.connection_event WHERE tenant_id = %s AND device_id = %s ORDER BY id", device.tenant_id, device.device_id)
+    return rows(
+        "SELECT online, reason FROM iiot.connection_event WHERE tenant_id = %s AND device_id = %s ORDER BY id",
+        device.tenant_id,
+        device.device_id,
+    )
 
 
 def test_a_new_device_has_told_nothing(device: DeviceRow) -> None:
@@ -42,7 +46,9 @@ def test_the_same_state_again_is_no_event(device: DeviceRow) -> None:
 
 
 def test_the_last_word_of_a_batch_is_the_state(device: DeviceRow) -> None:
-    status([StatusEvent(device.uid, True, "a"), StatusEvent(device.uid, False, "b"), StatusEvent(device.uid, True, "c")])
+    status(
+        [StatusEvent(device.uid, True, "a"), StatusEvent(device.uid, False, "b"), StatusEvent(device.uid, True, "c")]
+    )
     assert state(device)[0] == "online"
     assert history(device) == [(True, "a"), (False, "b"), (True, "c")]
 
@@ -69,4 +75,6 @@ def test_states_of_two_tenants_stay_apart(device: DeviceRow) -> None:
     other = make_device(make_tenant())
     status([StatusEvent(device.uid, True, "x")])
     assert state(other) == ("new", False, False)
-    assert rows("SELECT DISTINCT tenant_id FROM iiot.connection_event WHERE device_id = %s", device.device_id) == [(device.tenant_id,)]
+    assert rows("SELECT DISTINCT tenant_id FROM iiot.connection_event WHERE device_id = %s", device.device_id) == [
+        (device.tenant_id,)
+    ]

@@ -236,7 +236,7 @@ def test_malformed_requests_are_answered(
 
 def test_unknown_events_are_answered_and_the_connection_goes_on(server: WebServer, house: House) -> None:
     with listening(server.url, house.token) as listener:
-        for name in ("x", "__init__", "connect_error", "telemetry"):
+        for name in ("x", "__init__", "connect", "disconnect", "connect_error", "telemetry", "*"):
             assert listener.ask(name, {"a": 1})["error"] == "unknown-event"
         assert listener.ask("subscribe", {"tenant": True})["ok"]
 
@@ -281,6 +281,59 @@ def test_pages_of_another_site_are_refused(server: WebServer) -> None:
     assert _handshake(server, server.url).startswith('0{"sid"')
     assert not _handshake(server, "https://evil.example")
     assert not _handshake(server, "null")
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        ["4" + "0" * 70_000],
+        ["x" * 70_000],
+        [b"x" * 70_000],
+        [""],
+        ["9"],
+        ["xyz"],
+        ["42" + "[" * 10_000],
+        ["42{}"],
+        ["42[5]"],
+        ['451-["subscribe",{"_placeholder":true,"num":0}]'],
+        [b"\0\1"],
+        ["40{", "40[1,2]", "40/other,"],
+        ["40", "40", "40"],
+        ["42" + "1" * 300 + '["subscribe",{}]'],
+    ],
+)
+def test_frames_that_are_nonsense_harm_nobody(server: WebServer, house: House, frames: list[str | bytes]) -> None:
+    with listening(server.url, house.token, tenant=True) as listener:
+        address = f"{server.url.replace('http', 'ws')}/socket.io/?EIO=4&transport=websocket"
+        plain = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        with contextlib.closing(plain):
+            stranger = websocket.create_connection(address, socket=plain, timeout=5)
+            assert str(stranger.recv()).startswith("0{")
+            for frame in frames:
+                with contextlib.suppress(OSError, websocket.WebSocketException):
+                    stranger.send(frame, 2 if isinstance(frame, bytes) else 1)
+            now = clock.now_ms()
+            factories.store(house.devices[0].uid, (now, {"t": 1.0}))
+            eventually(lambda: listener.readings)
+    assert "Traceback" not in server.output
+
+
+def test_a_message_in_many_frames_is_bounded_too(server: WebServer) -> None:
+    address = f"{server.url.replace('http', 'ws')}/socket.io/?EIO=4&transport=websocket"
+    plain = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    with contextlib.closing(plain):
+        stranger = websocket.create_connection(address, socket=plain, timeout=5)
+        stranger.recv()
+
+        def send() -> bool:
+            try:
+                stranger.send_frame(websocket.ABNF(fin=0, opcode=0, data=b"x" * 10_000))
+            except OSError:
+                return True
+            return False
+
+        stranger.send_frame(websocket.ABNF(fin=0, opcode=2, data=b"4"))
+        assert any(send() or eventually(lambda: True) for _ in range(200))
 
 
 def test_polling_is_refused(server: WebServer) -> None:

@@ -17,7 +17,9 @@ alone = pytest.mark.usefixtures("settings")
 
 
 def _partitions(parent: str) -> list[str]:
-    found = factories.rows("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = %s::regclass ORDER BY 1", f"iiot.{parent}")
+    found = factories.rows(
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = %s::regclass ORDER BY 1", f"iiot.{parent}"
+    )
     return [name.removeprefix(f"iiot.{parent}_p") for (name,) in found]
 
 
@@ -103,7 +105,9 @@ def test_readings_around_midnight_land_in_the_day_they_belong_to() -> None:
     moments = [to_ms(midnight) + offset for offset in (-86_400_000, -1, 0, 1)]
     outcomes = factories.store(device.uid, *((ts, {"temperature": float(index)}) for index, ts in enumerate(moments)))
     assert (outcomes.stored, outcomes.duplicate) == (4, 0)
-    stored = factories.rows("SELECT tableoid::regclass::text, num FROM iiot.telemetry WHERE tenant_id = %s ORDER BY ts", device.tenant_id)
+    stored = factories.rows(
+        "SELECT tableoid::regclass::text, num FROM iiot.telemetry WHERE tenant_id = %s ORDER BY ts", device.tenant_id
+    )
     yesterday, today = (f"iiot.telemetry_p{day:%Y%m%d}" for day in (midnight - timedelta(days=1), midnight))
     assert stored == [(yesterday, 0.0), (yesterday, 1.0), (today, 2.0), (today, 3.0)]
 
@@ -118,13 +122,18 @@ def test_the_whole_accepted_window_has_partitions() -> None:
 
 @alone
 def test_retention_drops_whole_days_and_keeps_what_may_still_arrive(settings: Settings) -> None:
-    _ensure(now().date() - timedelta(days=settings.telemetry_retention_days + 3), now().date() - timedelta(days=settings.telemetry_retention_days))
+    _ensure(
+        now().date() - timedelta(days=settings.telemetry_retention_days + 3),
+        now().date() - timedelta(days=settings.telemetry_retention_days),
+    )
     oldest = _partitions("telemetry")[0]
     device = factories.make_device(factories.make_tenant())
     day = datetime.strptime(oldest, "%Y%m%d").replace(tzinfo=UTC, hour=12)
     factories.store(device.uid, (to_ms(day), {"temperature": 1.0}), (to_ms(now()), {"temperature": 2.0}))
     _stream(housekeeping.drop_partitions)
-    assert _partitions("telemetry") == _days(-settings.telemetry_retention_days, -settings.telemetry_retention_days) + _days(-31, 7)
+    assert _partitions("telemetry") == _days(
+        -settings.telemetry_retention_days, -settings.telemetry_retention_days
+    ) + _days(-31, 7)
     assert factories.rows("SELECT num FROM iiot.telemetry") == [(2.0,)]
 
 

@@ -87,7 +87,12 @@ def _run_at_once(targets: list[Settings]) -> None:
     program = [sys.executable, "-W", "error", "-c", "from iiot import config, schema; schema.upgrade(config.load())"]
     started = [
         subprocess.Popen(
-            program, cwd=services.ROOT, env=services.environment(settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            program,
+            cwd=services.ROOT,
+            env=services.environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for settings in targets
     ]
@@ -110,7 +115,9 @@ def test_a_plain_owner_who_may_create_roles_can_migrate_again_and_again(server: 
         own.execute("CREATE ROLE portal LOGIN CREATEROLE NOSUPERUSER PASSWORD 'plain'")
         own.execute("CREATE DATABASE production OWNER portal")
         url = make_url(own.postgres.url("production")).set(username="portal", password="plain")
-        settings = config.read(_env_file=None, database_url=url.render_as_string(hide_password=False), secret_key=services.SECRET)
+        settings = config.read(
+            _env_file=None, database_url=url.render_as_string(hide_password=False), secret_key=services.SECRET
+        )
         for _ in range(2):
             schema.upgrade(settings)
         schema.check(settings)

@@ -1,5 +1,7 @@
 """The door to a session, `tenancy.work`, against a real PostgreSQL."""
 
+# ruff: noqa: PT012  The block of the door is what raises, so it stands whole in pytest.raises.
+
 import threading
 from collections.abc import Iterator
 
@@ -85,10 +87,18 @@ def test_reads_are_filtered_in_every_form(a: TenantRow) -> None:
         assert db.query(Device.name).all() == [("a",)]
         assert db.query(Device).count() == 1
         assert db.scalars(select(Device.name).where(Device.id.in_(select(other.id)))).all() == ["a"]
-        assert len(db.execute(select(Device.name, Quota.devices).join(Quota, Quota.tenant_id == Device.tenant_id)).all()) == 1
+        assert (
+            len(db.execute(select(Device.name, Quota.devices).join(Quota, Quota.tenant_id == Device.tenant_id)).all())
+            == 1
+        )
         assert len(db.execute(select(Device.name, Membership.role).join(Membership, text("true"))).all()) == 1
         assert db.scalars(select(Device.name).union_all(select(other.name))).all() == ["a", "a"]
-        assert db.scalars(select(Device.name).where(select(Quota.devices).where(Quota.tenant_id != a.tenant_id).exists())).all() == []
+        assert (
+            db.scalars(
+                select(Device.name).where(select(Quota.devices).where(Quota.tenant_id != a.tenant_id).exists())
+            ).all()
+            == []
+        )
 
 
 def test_a_row_of_another_tenant_cannot_be_fetched_by_its_key(a: TenantRow, b: TenantRow) -> None:
@@ -149,7 +159,11 @@ def test_bulk_inserts_must_name_the_own_tenant_in_every_row(a: TenantRow, b: Ten
     with pytest.raises(tenancy.CrossTenant, match="bulk insert"), tenancy.work(tenancy.of(a)) as db:
         db.execute(insert(Device).values(foreign))
     with pytest.raises(tenancy.CrossTenant, match="bulk insert"), tenancy.work(tenancy.of(a)) as db:
-        db.execute(insert(Device).from_select(["tenant_id", "uid", "name"], select(Device.tenant_id, Device.uid + "x", Device.name)))
+        db.execute(
+            insert(Device).from_select(
+                ["tenant_id", "uid", "name"], select(Device.tenant_id, Device.uid + "x", Device.name)
+            )
+        )
 
 
 def test_the_legacy_bulk_methods_meet_the_second_wall(a: TenantRow, b: TenantRow) -> None:
@@ -174,7 +188,9 @@ def test_raw_sql_is_refused_unless_it_was_reviewed(a: TenantRow) -> None:
         with pytest.raises(tenancy.CrossTenant, match="Raw SQL"), tenancy.work(tenancy.of(a)) as db:
             db.execute(statement)
     with tenancy.work(tenancy.of(a)) as db:
-        assert db.scalar(tenancy.sql("SELECT count(*) FROM iiot.device")) == 1, "row-level security decides over reviewed SQL"
+        assert db.scalar(tenancy.sql("SELECT count(*) FROM iiot.device")) == 1, (
+            "row-level security decides over reviewed SQL"
+        )
         reviewed = select(telemetry.c.num).execution_options(reviewed=True)
         assert db.scalars(reviewed).all() == [20.0]
 
@@ -287,7 +303,10 @@ def test_two_threads_with_two_tenants_never_mix(a: TenantRow, b: TenantRow) -> N
 
 
 def _end_all_backends(role: str) -> None:
-    factories.rows("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s AND datname = current_database()", role)
+    factories.rows(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s AND datname = current_database()",
+        role,
+    )
 
 
 @pytest.mark.usefixtures("fresh_pools")

@@ -50,7 +50,11 @@ def refusal(**overrides: Any) -> str:
 def test_nothing_set_means_embedded_on_loopback() -> None:
     settings = read()
     assert (settings.env, settings.http_bind, settings.mqtt_bind) == ("development", "127.0.0.1:5002", "127.0.0.1:1883")
-    assert (settings.coap_bind, settings.opcua_bind, settings.data_dir) == ("127.0.0.1:5683", "127.0.0.1:4840", Path("var"))
+    assert (settings.coap_bind, settings.opcua_bind, settings.data_dir) == (
+        "127.0.0.1:5683",
+        "127.0.0.1:4840",
+        Path("var"),
+    )
     assert settings.database_url is settings.redis_url is settings.mqtt_url is settings.amqp_url is None
     assert not settings.debug
     assert not settings.cookies_secure
@@ -65,8 +69,12 @@ def test_there_is_no_default_secret() -> None:
         settings.database_url_for("app")
 
 
-def test_the_environment_stands_above_secret_files_dotenv_and_what_the_embedded_stack_left(env: Any, tmp_path: Path) -> None:
-    (tmp_path / "embedded.json").write_text(json.dumps({"http_bind": "127.0.0.1:1", "redis_url": "redis://embedded", "web_workers": 3}))
+def test_the_environment_stands_above_secret_files_dotenv_and_what_the_embedded_stack_left(
+    env: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "embedded.json").write_text(
+        json.dumps({"http_bind": "127.0.0.1:1", "redis_url": "redis://embedded", "web_workers": 3})
+    )
     (tmp_path / ".env").write_text("IIOT_HTTP_BIND=127.0.0.1:2\nIIOT_WEB_WORKERS=4\nIIOT_LOG_LEVEL=error\n")
     (tmp_path / "workers").write_text("5\n")
     env({"DATA_DIR": str(tmp_path), "WEB_WORKERS_FILE": str(tmp_path / "workers")})
@@ -145,7 +153,15 @@ def test_all_mistakes_are_reported_at_once(env: Any) -> None:
         }
     )
     text = refusal()
-    for name in ("HTTP_BIND", "MQTT_BIND", "LOG_LEVEL", "WEB_WORKERS", "DATABASE_URL", "REGISTRATION_ENABLED", "ALLOWED_HOSTS"):
+    for name in (
+        "HTTP_BIND",
+        "MQTT_BIND",
+        "LOG_LEVEL",
+        "WEB_WORKERS",
+        "DATABASE_URL",
+        "REGISTRATION_ENABLED",
+        "ALLOWED_HOSTS",
+    ):
         assert f"IIOT_{name}" in text, name
     assert "'nowhere' is not host:port" in text
     assert "postgresql://user:password@host:5432/database" in text
@@ -230,7 +246,9 @@ def test_each_role_has_its_own_login_on_the_same_database() -> None:
 
 
 def test_a_role_may_have_an_address_of_its_own() -> None:
-    settings = read(database_url="postgresql://o@h/d", database_app_url="postgres://me:pw@pool:6432/d", secret_key=SECRET)
+    settings = read(
+        database_url="postgresql://o@h/d", database_app_url="postgres://me:pw@pool:6432/d", secret_key=SECRET
+    )
     assert settings.database_url_for("app") == "postgresql+psycopg2://me:pw@pool:6432/d"
     assert "@h/d" in settings.database_url_for("ingest")
 
@@ -243,19 +261,27 @@ def test_derived_keys_differ_by_purpose_and_secret_and_last() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bind", "parts"), [("127.0.0.1:5002", ("127.0.0.1", 5002)), ("[::1]:80", ("::1", 80)), ("localhost:0", ("localhost", 0))]
+    ("bind", "parts"),
+    [("127.0.0.1:5002", ("127.0.0.1", 5002)), ("[::1]:80", ("::1", 80)), ("localhost:0", ("localhost", 0))],
 )
 def test_binds_are_host_and_port(bind: str, parts: tuple[str, int]) -> None:
     assert split_bind(bind) == parts
 
 
-@pytest.mark.parametrize("bind", ["", "5002", ":5002", "host", "host:", "host:-1", "host:65536", "host:port", "host:1.5"])
+@pytest.mark.parametrize(
+    "bind", ["", "5002", ":5002", "host", "host:", "host:-1", "host:65536", "host:port", "host:1.5"]
+)
 def test_anything_else_is_not_a_bind(bind: str) -> None:
     with pytest.raises(ValueError, match="is not host:port"):
         split_bind(bind)
 
 
-@pytest.mark.parametrize(("given", "production", "secure"), [(None, False, False), (None, True, True), (True, False, True), (False, True, False)])
-def test_cookies_are_secure_in_production_unless_told_otherwise(env: Any, given: bool | None, production: bool, secure: bool) -> None:
+@pytest.mark.parametrize(
+    ("given", "production", "secure"),
+    [(None, False, False), (None, True, True), (True, False, True), (False, True, False)],
+)
+def test_cookies_are_secure_in_production_unless_told_otherwise(
+    env: Any, given: bool | None, production: bool, secure: bool
+) -> None:
     env(PRODUCTION if production else {})
     assert read(secure_cookies=given).cookies_secure is secure
