@@ -92,7 +92,12 @@ def _valid(proofs: list[str]) -> set[str]:
         select(Credential.token_hash)
         .join(Device, (Device.tenant_id == Credential.tenant_id) & (Device.id == Credential.device_id))
         .join(Tenant, Tenant.id == Device.tenant_id)
-        .where(Credential.token_hash.in_(proofs), Credential.revoked_at.is_(None), Device.enabled, Tenant.status == "active")
+        .where(
+            Credential.token_hash.in_(proofs),
+            Credential.revoked_at.is_(None),
+            Device.enabled,
+            Tenant.status == "active",
+        )
     )
     with tenancy.work(tenancy.system("device-sign-in")) as db:
         return set(db.scalars(statement))

@@ -6,7 +6,7 @@ import msgspec
 from socketio.packet import ACK, CONNECT, DISCONNECT, EVENT, Packet
 
 # The library would take these names for its own events; no client may send them (socket.io-protocol, reserved events).
-RESERVED = frozenset(("connect", "connect_error", "disconnect", "disconnecting"))
+RESERVED = frozenset(("*", "connect", "connect_error", "disconnect", "disconnecting"))
 ACCEPTED = frozenset((CONNECT, DISCONNECT, EVENT, ACK))
 
 
@@ -29,6 +29,10 @@ class Msgspec:
 class JsonPacket(Packet):  # type: ignore[misc]
     """A packet without binary attachments: none are sent, and none are taken."""
 
+    packet_type: int
+    namespace: str | None
+    id: int | None
+    data: Any
     uses_binary_events = False
     json = Msgspec
 

@@ -267,6 +267,11 @@ def test_the_tenant_does_not_stay_on_the_pooled_connection(a: TenantRow, b: Tena
         backends.add(db.scalar(backend))
         assert names(db) == []
     assert len(backends) == 1, "it was one and the same connection"
+    with tenancy.work(tenancy.of(a)):
+        pass
+    with engines.engine("app").connect() as beneath:
+        setting = beneath.scalar(text("SELECT current_setting('app.tenant_id', true)"))
+    assert not setting, "the door resets it at the beginning; it must be gone at the end already"
 
 
 def test_a_commit_within_the_block_keeps_the_tenant(a: TenantRow) -> None:
