@@ -46,7 +46,11 @@ def make_fleet(count: int) -> tuple[int, list[str]]:
         devices = [Device(uid=ids.new_uid(), name=f"device {number}") for number in range(count)]
         db.add_all(devices)
         db.flush()
-        rows = [{"tenant_id": tenant_id, "device_id": device.id, "key": key, "type": "number"} for device in devices for key in KEYS]
+        rows = [
+            {"tenant_id": tenant_id, "device_id": device.id, "key": key, "type": "number"}
+            for device in devices
+            for key in KEYS
+        ]
         uids = [device.uid for device in devices]
     with tenancy.work(tenancy.system("ingest")) as db:
         db.execute(insert(Signal).inline(), rows)
@@ -58,7 +62,9 @@ def publish_all(login: wire.Login, uids: list[str], first: int, count: int, pipe
     base = int(time.time() * 1000) - 20 * 86_400_000 + first
     topics = [f"iiot/{uid}/up/telemetry".encode() for uid in uids]
     packets = [
-        wire.publish(topics[number % len(topics)], wire.payload(number, base + number // len(topics) * 1000), number % 65535 + 1)
+        wire.publish(
+            topics[number % len(topics)], wire.payload(number, base + number // len(topics) * 1000), number % 65535 + 1
+        )
         for number in range(count)
     ]
     publishers = [wire.Publisher(login, f"bench-{part}", packets[part::CONNECTIONS]) for part in range(CONNECTIONS)]
@@ -68,7 +74,9 @@ def publish_all(login: wire.Login, uids: list[str], first: int, count: int, pipe
         publisher.start()
     for publisher in publishers:
         publisher.join()
-    pipe.send((min(publisher.started_at for publisher in publishers), sum(publisher.acknowledged for publisher in publishers)))
+    pipe.send(
+        (min(publisher.started_at for publisher in publishers), sum(publisher.acknowledged for publisher in publishers))
+    )
 
 
 class BareReader:
@@ -80,7 +88,9 @@ class BareReader:
         self.statement, self.tenant = INSERT, tenant_id
         self.database = psycopg2.connect(bench.settings.database_url_for("ingest").replace("+psycopg2", ""))
         with bench.superuser().cursor() as cursor:
-            cursor.execute("SELECT d.uid, s.key, s.id FROM iiot.signal s JOIN iiot.device d ON d.tenant_id = s.tenant_id AND d.id = s.device_id")
+            cursor.execute(
+                "SELECT d.uid, s.key, s.id FROM iiot.signal s JOIN iiot.device d ON d.tenant_id = s.tenant_id AND d.id = s.device_id"
+            )
             self.signals = {(f"iiot/{uid}/up/telemetry".encode(), key): number for uid, key, number in cursor}
         self.connection = wire.connect(bench.login, "bench-reader")
         wire.subscribe(self.connection, "iiot/+/up/#")
@@ -124,7 +134,9 @@ class BareReader:
                     ids.append(signals[topic, key])
                     times.append(message.ts)
                     values.append(value)
-            arrays = ["{" + ",".join(map(form, column)) + "}" for form, column in ((str, ids), (str, times), (repr, values))]  # type: ignore[operator]
+            arrays = [
+                "{" + ",".join(map(form, column)) + "}" for form, column in ((str, ids), (str, times), (repr, values))
+            ]  # type: ignore[operator]
             with self.database.cursor() as cursor:
                 cursor.execute(self.statement, (self.tenant, *arrays, None))
             self.database.commit()
@@ -171,7 +183,9 @@ def flood(bench: Servers, uids: list[str], first: int, count: int, pids: dict[st
     counter = Counter(bench)
     counter.clear()
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=publish_all, args=(bench.login, uids, first, count, there))
+    process = multiprocessing.get_context("fork").Process(
+        target=publish_all, args=(bench.login, uids, first, count, there)
+    )
     process.start()
     here.recv()
     before = {name: cpu_seconds([pid]) for name, pid in pids.items()}
@@ -188,7 +202,11 @@ def flood(bench: Servers, uids: list[str], first: int, count: int, pids: dict[st
     process.join(10)
     expected = count * len(KEYS)
     stored = counter.stored()
-    figures = {"messages_per_s": count / (last - started), "lost": expected - stored, "duplicates": counter.logged() - stored}
+    figures = {
+        "messages_per_s": count / (last - started),
+        "lost": expected - stored,
+        "duplicates": counter.logged() - stored,
+    }
     return figures | {"acknowledged": acknowledged} | {f"cores_{name}": round(value, 2) for name, value in used.items()}
 
 
@@ -205,7 +223,12 @@ def product(bench: Servers, uids: list[str], run: int, count: int) -> dict[str, 
     """One run of the product, with its live tailer."""
     with bench.process("-m", "protocols", "run", "mqtt") as adapter, bench.process("-m", "iiot", "stream") as stream:
         eventually(lambda: _subscribed(bench), 20)
-        pids = {"adapter": adapter.pid, "stream": stream.pid, "broker": bench.broker.pid, "database": bench.postgres.pid}
+        pids = {
+            "adapter": adapter.pid,
+            "stream": stream.pid,
+            "broker": bench.broker.pid,
+            "database": bench.postgres.pid,
+        }
         figures = flood(bench, uids, run * 2 + 1, count, pids)
         caught_up = time.time()
         eventually(Counter(bench).tailed, 60)
@@ -221,7 +244,9 @@ def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(prog="python -m bench.ingest", description=__doc__)
     parser.add_argument("--messages", type=int, default=120_000, help="messages per run (three readings each)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of the limit and of the product, in turn; medians count")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="runs of the limit and of the product, in turn; medians count"
+    )
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--seconds", type=int, default=20, help="length of the paced run")
     options = parser.parse_args()
@@ -245,7 +270,16 @@ def main() -> int:
     report.row("paced 1000/s", **paced)
     lost = sum(int(run["lost"]) for run in results)
     duplicates = sum(int(run["duplicates"]) for run in results)
-    report.final("ingest", round(speed), "messages/s", round(limit), readings_per_s=round(speed * 3), lost=lost, duplicates=duplicates, **paced)
+    report.final(
+        "ingest",
+        round(speed),
+        "messages/s",
+        round(limit),
+        readings_per_s=round(speed * 3),
+        lost=lost,
+        duplicates=duplicates,
+        **paced,
+    )
     passed = not lost and not duplicates and speed / limit >= 0.5
     return 0 if passed else 1
 

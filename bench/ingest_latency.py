@@ -75,7 +75,9 @@ def measure(bench: Servers, tenant_id: int, uids: list[str], rate: float, second
     with (
         bench.process("-m", "protocols", "run", "mqtt"),
         bench.process("-m", "iiot", "stream"),
-        bench.process("-m", "gunicorn", "-c", "config/gunicorn.conf.py", "app_advanced:app", IIOT_HTTP_BIND=f"127.0.0.1:{port}"),
+        bench.process(
+            "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "app_advanced:app", IIOT_HTTP_BIND=f"127.0.0.1:{port}"
+        ),
     ):
         eventually(lambda: http_status(f"{http}/ready") == 200, 30)
         token = sign_in(http)

@@ -20,8 +20,16 @@ def row(name: str, **figures: Any) -> None:
 def final(bench: str, figure: float, unit: str, limit: float, **more: Any) -> None:
     """The last line. `limit`: what was possible in the same run; `ratio`: figure / limit."""
     ratio = round(figure / limit, 3) if limit else None
-    print(json.dumps({"bench": bench, "figure": figure, "unit": unit, "limit": limit, "ratio": ratio, **more}), flush=True)
+    print(
+        json.dumps({"bench": bench, "figure": figure, "unit": unit, "limit": limit, "ratio": ratio, **more}), flush=True
+    )
 
 
 def _short(value: Any) -> str:
-    return f"{value:,.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:,.2f}".rstrip("0").rstrip(".")
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )

@@ -14,10 +14,14 @@ USERS = 100
 
 
 def _serve(bench: Servers, application: str, port: int):  # type: ignore[no-untyped-def]
-    return bench.process("-m", "gunicorn", "-c", "config/gunicorn.conf.py", application, IIOT_HTTP_BIND=f"127.0.0.1:{port}")
+    return bench.process(
+        "-m", "gunicorn", "-c", "config/gunicorn.conf.py", application, IIOT_HTTP_BIND=f"127.0.0.1:{port}"
+    )
 
 
-def _run(bench: Servers, application: str, paths: list[str], options: argparse.Namespace) -> tuple[float, http_load.Result]:
+def _run(
+    bench: Servers, application: str, paths: list[str], options: argparse.Namespace
+) -> tuple[float, http_load.Result]:
     """(answers a second when saturated, the paced run)."""
     port = free_port()
     ours = application.startswith("app_advanced")
@@ -53,9 +57,17 @@ def main() -> int:
             rate, paced = _run(bench, "app_advanced:app", [f"/api/v1/devices/{uid}" for uid in uids], options)
             ours.append(rate)
             p95.append(percentile(paced.latencies, 0.95))
-            report.row(f"run {run + 1}", bare_per_s=bare[-1], product_per_s=rate, paced_p50_ms=percentile(paced.latencies, 0.5), paced_p95_ms=p95[-1])
+            report.row(
+                f"run {run + 1}",
+                bare_per_s=bare[-1],
+                product_per_s=rate,
+                paced_p50_ms=percentile(paced.latencies, 0.5),
+                paced_p95_ms=p95[-1],
+            )
     figure, limit, latency = statistics.median(ours), statistics.median(bare), statistics.median(p95)
-    report.final("rest", round(figure), "requests/s", round(limit), paced_per_s=options.rate, paced_p95_ms=round(latency, 1))
+    report.final(
+        "rest", round(figure), "requests/s", round(limit), paced_per_s=options.rate, paced_p95_ms=round(latency, 1)
+    )
     return 0 if figure / limit >= 0.8 and latency <= 20 else 1
 
 

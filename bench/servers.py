@@ -47,7 +47,11 @@ class Servers:
         path = self.folder / f"{'-'.join(arguments[1:3]).replace('/', '_')}.log"
         with path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments], env=environment(self.settings) | variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, *arguments],
+                env=environment(self.settings) | variables,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
             try:
                 yield process

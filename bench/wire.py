@@ -40,7 +40,14 @@ def _length(size: int) -> bytes:
 def connect(login: Login, client_id: str) -> socket.socket:
     """A connected socket with a clean session; raises ConnectionError when the broker refuses."""
     flags = 0b11000010
-    body = _text("MQTT") + bytes([4, flags]) + struct.pack("!H", 120) + _text(client_id) + _text(login.username) + _text(login.password)
+    body = (
+        _text("MQTT")
+        + bytes([4, flags])
+        + struct.pack("!H", 120)
+        + _text(client_id)
+        + _text(login.username)
+        + _text(login.password)
+    )
     connection = socket.create_connection((login.host, login.port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(b"\x10" + _length(len(body)) + body)
@@ -80,7 +87,9 @@ class Publisher(threading.Thread):
 
     def __init__(self, login: Login, client_id: str, packets: list[bytes], window: int = 1000, chunk: int = 50) -> None:
         super().__init__(daemon=True, name=client_id)
-        self.chunks = [(b"".join(packets[i : i + chunk]), len(packets[i : i + chunk])) for i in range(0, len(packets), chunk)]
+        self.chunks = [
+            (b"".join(packets[i : i + chunk]), len(packets[i : i + chunk])) for i in range(0, len(packets), chunk)
+        ]
         self.window = window
         self.connection = connect(login, client_id)
         self.acknowledged = 0

@@ -26,7 +26,9 @@ def include_name(name: str | None, kind: str, parents: dict[str, str | None]) ->
 def run() -> None:
     """Upgrade or downgrade in one transaction per migration, one process at a time; waits 10 s at most for a table."""
     # A fixed path: a login named like the schema would have it as its default schema, and alembic would compare it under another name.
-    engine = create_engine(settings.database_url_for("owner"), poolclass=NullPool, connect_args={"options": "-c search_path=pg_catalog"})
+    engine = create_engine(
+        settings.database_url_for("owner"), poolclass=NullPool, connect_args={"options": "-c search_path=pg_catalog"}
+    )
     with engine.connect() as connection:
         connection.execute(text("SET lock_timeout = '5min'"))
         # Held until the connection is closed; whoever waits here finds the work done.

@@ -43,13 +43,17 @@ def bootstrap(connection: Connection, settings: Settings) -> None:
 
 
 def _roles(connection: Connection, settings: Settings) -> None:
-    found = connection.execute(text("SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname LIKE 'iiot\\_%'")).all()
+    found = connection.execute(
+        text("SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname LIKE 'iiot\\_%'")
+    ).all()
     existing = {row.rolname for row in found}
     # Only a superuser may take an attribute away again, or even name it in ALTER ROLE; anybody else must not go on with such a role.
     superuser = connection.scalar(text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"))
     mighty = [row.rolname for row in found if row.rolsuper or (row.rolbypassrls and row.rolname != "iiot_backup")]
     if mighty and not superuser:
-        raise RuntimeError(f"{', '.join(mighty)} would pass row-level security. Run ALTER ROLE … NOSUPERUSER NOBYPASSRLS as a superuser.")
+        raise RuntimeError(
+            f"{', '.join(mighty)} would pass row-level security. Run ALTER ROLE … NOSUPERUSER NOBYPASSRLS as a superuser."
+        )
     if "iiot_owner" not in existing:
         connection.execute(text(f"CREATE ROLE iiot_owner NOLOGIN {PLAIN}"))
     for role in ROLES[1:]:
@@ -57,7 +61,9 @@ def _roles(connection: Connection, settings: Settings) -> None:
         verb = f"ALTER ROLE {name} {PLAIN if superuser else ''}" if name in existing else f"CREATE ROLE {name} {PLAIN}"
         if superuser and role != "backup":
             verb += " NOBYPASSRLS"
-        connection.exec_driver_sql(f"{verb} LOGIN PASSWORD '{_verifier(connection, name, settings.database_password(role))}'")
+        connection.exec_driver_sql(
+            f"{verb} LOGIN PASSWORD '{_verifier(connection, name, settings.database_password(role))}'"
+        )
     if not any(row.rolname == "iiot_backup" and row.rolbypassrls for row in found):
         _let_backup_read_everything(connection)
     connection.execute(text("GRANT iiot_owner TO CURRENT_USER"))

@@ -100,7 +100,11 @@ def _refusal(error: PayloadError) -> Problem:
     """A payload refused as a whole."""
     status = STATUS.get(error.code, 422)
     listed = RejectedOut(index=0, code=error.code, reason=error.reason, limit=error.limit)
-    extra = {"code": error.code, "limit": error.limit, **StoredOut(stored=0, duplicate=0, rejected=[listed]).model_dump()}
+    extra = {
+        "code": error.code,
+        "limit": error.limit,
+        **StoredOut(stored=0, duplicate=0, rejected=[listed]).model_dump(),
+    }
     title = {413: "too-large", 415: "unsupported-media-type", 400: "bad-request"}.get(status, "rejected")
     return Problem(
         status,

@@ -34,7 +34,9 @@ def examples(settings: Settings, base_url: str, uid: str, token: str | None) -> 
     base = (settings.public_url or base_url).rstrip("/")
     host, port = mqtt_address(settings, base.partition("://")[2].partition("/")[0].rpartition(":")[0] or base)
     word = token or PLACEHOLDER
-    mqtt_note = "From the package mosquitto-clients. QoS 1: the broker keeps the message until the portal has stored it."
+    mqtt_note = (
+        "From the package mosquitto-clients. QoS 1: the broker keeps the message until the portal has stored it."
+    )
     http_note = "The answer says how many readings were stored, and why any were not."
     python_note = "Sends a reading every second. Install the library with: pip install paho-mqtt"
     return [

@@ -32,7 +32,19 @@ _BY_UID = select(Device).where(Device.uid == bindparam("uid"))
 # The hottest route reads columns, not an object: that is 0.2 ms of the 0.7 ms which the object costs. It bypasses the ORM's tenant filter, so it
 # names the tenant itself; row-level security decides in any case.
 _TABLE = Device.__table__
-_COLUMNS = ("uid", "name", "type", "status", "is_gateway", "tags", "created_at", "last_seen_at", "enabled", "external_id", "version")
+_COLUMNS = (
+    "uid",
+    "name",
+    "type",
+    "status",
+    "is_gateway",
+    "tags",
+    "created_at",
+    "last_seen_at",
+    "enabled",
+    "external_id",
+    "version",
+)
 _READ = (
     select(*(_TABLE.c[name] for name in _COLUMNS))
     .where(_TABLE.c.uid == bindparam("uid"), _TABLE.c.tenant_id == bindparam("tenant"))

@@ -151,7 +151,12 @@ class _Batch:
         before = len(columns.ts)
         rejected = list(parsed.rejected)
         newest = 0
-        signals, add_signal, add_ts, add_num = device.signals, columns.signals.append, columns.ts.append, columns.num.append
+        signals, add_signal, add_ts, add_num = (
+            device.signals,
+            columns.signals.append,
+            columns.ts.append,
+            columns.num.append,
+        )
         for place, (ts, values) in enumerate(parsed.items):
             newest = max(newest, ts)
             for key, value in values.items():

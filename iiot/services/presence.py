@@ -44,7 +44,12 @@ def _apply(db: Session, change: StatusEvent) -> None:
     db.execute(update(Device).where(*own).values(values).execution_options(synchronize_session=False))
     if device.status == state:
         return
-    row = {"tenant_id": device.tenant_id, "device_id": device.id, "online": change.online, "reason": change.reason[:200]}
+    row = {
+        "tenant_id": device.tenant_id,
+        "device_id": device.id,
+        "online": change.online,
+        "reason": change.reason[:200],
+    }
     db.execute(insert(ConnectionEvent).inline(), [row])
     tenant, seen = device.uid, db.scalar(select(func.now())) if change.online else device.last_seen_at
     told = {"device_id": change.uid, "status": state, "last_seen_at": rfc3339(seen)}

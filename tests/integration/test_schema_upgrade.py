@@ -54,13 +54,6 @@ def test_up_and_down_and_up_again(empty: Settings) -> None:
     assert _objects(empty) == first
 
 
-def test_models_and_migrations_are_at_one(server: PostgresServer) -> None:
-    """`alembic check`: raises when a model has what no migration made."""
-    settings = server.database()
-    schema.check(settings)
-    server.drop(settings)
-
-
 def test_upgrading_twice_changes_nothing(empty: Settings) -> None:
     schema.upgrade(empty)
     before = _objects(empty)
