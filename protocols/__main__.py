@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
 import signal
@@ -62,6 +63,9 @@ def run(name: str) -> None:
     runner = Runner(name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())
+    # Thousands of messages are alive at any moment and none is in a cycle: with the default the collector takes a third of the time.
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
     runner.run(adapter)
     structlog.get_logger("protocols").info("stopped", protocol=name)
 
