@@ -43,9 +43,9 @@ class Servers:
 
     @contextlib.contextmanager
     def process(self, *arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A process of the product with these settings; SIGTERM at the end. Its output is in a file of the folder."""
+        """A process of the product with these settings; SIGTERM at the end. Its output is in a file of the folder, made anew."""
         path = self.folder / f"{'-'.join(arguments[1:3]).replace('/', '_')}.log"
-        with path.open("ab") as log:
+        with path.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
                 env=environment(self.settings) | variables,
