@@ -28,7 +28,8 @@ def run(stop: threading.Event) -> None:
     hours = rollup.tailer()
     tasks: dict[str, Callable[[], None]] = {
         "listen": lambda: doorbell.listen(stop),
-        "latest": lambda: follow(latest, stop, doorbell, Pace(duty=0.2, least=0.2, longest=1.0)),
+        # Newest values are asked for, not waited for: at load they are written once a second, which spares the database most of it.
+        "latest": lambda: follow(latest, stop, doorbell, Pace(duty=0.02, least=0.2, longest=1.0)),
         "live": lambda: follow(live, stop, doorbell, Pace(duty=0.35, least=0.01, longest=0.2)),
         "rollup": lambda: follow(hours, stop, doorbell, Pace(duty=0.1, least=1.0, longest=2.0)),
         "housekeeping": lambda: housekeeping.run(stop),
