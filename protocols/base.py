@@ -69,10 +69,13 @@ class Message:
       redelivers. It must not block and must not raise; after the connection has ended it must do nothing;
     - `receipt`: the adapter's own note for settling;
     - `retained`: an old state that the broker repeats, not news;
+    - `prepared`: the runner's own note, the message as the service takes it;
     - `received_ms`: when it came, in milliseconds since the epoch; the time of readings that bring none.
     """
 
-    __slots__ = ("content_type", "kind", "payload", "receipt", "received_ms", "retained", "settle", "topic", "uid")
+    __slots__ = (
+        "content_type", "kind", "payload", "prepared", "receipt", "received_ms", "retained", "settle", "topic", "uid",
+    )  # fmt: skip
 
     def __init__(  # noqa: PLR0913, PLR0917 - a record; keyword arguments would cost a tenth of the whole message's time
         self,
@@ -93,6 +96,7 @@ class Message:
         self.receipt = receipt
         self.content_type = content_type
         self.retained = retained
+        self.prepared: Any = None
         self.received_ms = time.time_ns() // 1_000_000
 
 

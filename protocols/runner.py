@@ -1,7 +1,7 @@
 """The runner: one adapter, one bounded queue, one writer, one commit per batch.
 
-The adapter's thread delivers, and waits while the queue is full; so the socket is not read and the sender feels it. The
-writer takes what is there (up to BATCH messages, or what LINGER_SECONDS bring), parses it, stores it in one commit and
+The adapter's thread delivers, which parses, and waits while the queue is full; so the socket is not read and the sender
+feels it. The writer takes what is there (up to BATCH messages, or what LINGER_SECONDS bring), stores it in one commit and
 only then settles, in the order of arrival. A failed commit settles nothing: the same batch is tried again. A batch that
 the database refuses for its content is halved until the message at fault is alone; that one is kept as rejected.
 """
@@ -107,7 +107,13 @@ class Runner:
     # The adapter's side.
 
     def deliver(self, message: Message) -> None:
-        """See `Inbox.deliver`. Appending to a deque is atomic; a lock here would cost more than all the rest of it."""
+        """See `Inbox.deliver`. The message is parsed here, in the adapter's thread, while the writer waits for the database.
+
+        Appending to a deque is atomic; a lock here would cost more than all the rest of it.
+        """
+        self._separate(message)
+        if message.kind != "status":
+            message.prepared = _incoming(message, self.name)
         queue = self._queue
         queue.append(message)
         waiting = len(queue)
@@ -175,23 +181,18 @@ class Runner:
         take = queue.popleft
         batch = [take() for _ in range(min(BATCH, len(queue)))]
         self._room.set()
-        self._separate(batch)
         queue_messages.labels(self.name).set(len(queue))
         return batch
 
-    def _separate(self, batch: list[Message]) -> None:
-        """Give messages of one device different times of arrival: two readings without a time would else be the same.
-
-        Done once per message, so that a second attempt to store it means the same reading.
-        """
+    def _separate(self, message: Message) -> None:
+        """Give two messages of one device different times of arrival: without times of their own the second would be lost."""
         times = self._times
-        for message in batch:
-            last = times.get(message.uid, 0)
-            if message.received_ms <= last:
-                message.received_ms = last + 1
-            times[message.uid] = message.received_ms
-        if len(times) > TIMES_KEPT:
+        last = times.get(message.uid, 0)
+        if message.received_ms <= last:
+            message.received_ms = last + 1
+        if len(times) >= TIMES_KEPT:
             times.clear()
+        times[message.uid] = message.received_ms
 
     def _sleep(self, wake_at: int, seconds: float) -> None:
         """Until the queue has `wake_at` messages, or the time is over, or the end has come."""
@@ -223,9 +224,7 @@ class Runner:
                     self._queue.clear()
                     return
                 # Others may show whether the batch or the database is at fault; see _Halving.
-                more = [self._queue.popleft() for _ in range(min(BATCH - len(batch), len(self._queue)))]
-                self._separate(more)
-                batch += more
+                batch += [self._queue.popleft() for _ in range(min(BATCH - len(batch), len(self._queue)))]
                 self._room.set()
         for message, outcome in zip(batch, outcomes, strict=True):
             try:
@@ -242,7 +241,7 @@ class Runner:
         return time.monotonic() < self._finish_by
 
     def _store(self, batch: list[Message]) -> list[Outcome]:
-        """Parse and commit one batch; raises when it was not stored for a reason that may pass."""
+        """Commit one batch; raises when it was not stored for a reason that may pass."""
         started = time.monotonic()
         outcomes = [_STORED] * len(batch)
         incoming: list[Incoming] = []
@@ -255,7 +254,7 @@ class Runner:
             if event is not None:
                 events.append(event)
             else:
-                incoming.append(_incoming(message, self.name))
+                incoming.append(message.prepared or _incoming(message, self.name))
                 places.append(place)
         if incoming:
             halving = _Halving(self.store, incoming)
