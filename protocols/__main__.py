@@ -66,6 +66,8 @@ def run(name: str) -> None:
     # Thousands of messages are alive at any moment and none is in a cycle: with the default the collector takes a third of the time.
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
+    # The writer asks for the interpreter after every answer of the database; it shall not wait five milliseconds for the reader each time.
+    sys.setswitchinterval(0.0005)
     runner.run(adapter)
     structlog.get_logger("protocols").info("stopped", protocol=name)
 

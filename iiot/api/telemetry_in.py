@@ -11,7 +11,7 @@ from iiot import clock, payloads, tenancy, web
 from iiot.errors import Invalid, NotFound, Problem
 from iiot.models import Device
 from iiot.payloads import PayloadError
-from iiot.services.ingest import Incoming, Outcome, ingest
+from iiot.services.ingest import KEPT_PAYLOAD, Incoming, Outcome, ingest
 
 api = web.Api("telemetry")
 
@@ -87,7 +87,7 @@ def _from_device(ctx: web.Context, uid: str) -> StoredOut:
         error = PayloadError(
             "too-large", f"the message has more than {payloads.MAX_BYTES} bytes; split it", str(payloads.MAX_BYTES)
         )
-        message = Incoming(uid, None, error, "http", TOPIC, payload)
+        message = Incoming(uid, None, error, "http", TOPIC, ctx.beginning(KEPT_PAYLOAD))
     except PayloadError as error:
         message = Incoming(uid, None, error, "http", TOPIC, payload)
     outcomes = ingest([message])

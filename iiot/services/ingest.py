@@ -20,7 +20,7 @@ from iiot.payloads import Parsed, PayloadError, Rejected, Value
 from iiot.services.presence import StatusEvent, status
 from iiot.services.resolver import BOOLEAN, JSON, NUMBER, STRING, TYPES, Resolved, Resolver
 
-__all__ = ["Incoming", "Outcome", "Outcomes", "StatusEvent", "ingest", "status"]
+__all__ = ["KEPT_PAYLOAD", "Incoming", "Outcome", "Outcomes", "StatusEvent", "ingest", "status"]
 
 KEPT_PAYLOAD = 64 * 1024
 KEPT_DETAILS = 50

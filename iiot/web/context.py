@@ -62,6 +62,10 @@ class Context:
         request.max_content_length = longest
         return request.get_data(cache=False)
 
+    def beginning(self, size: int) -> bytes:
+        """The first bytes of a body that `body` refused, for the record."""
+        return bytes(request.environ["wsgi.input"].read(size))
+
     def etag(self, version: Any) -> None:
         """Name the version of what is answered (RFC 9110 section 8.8.3)."""
         self.headers["ETag"] = f'"{version}"'

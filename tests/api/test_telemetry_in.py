@@ -95,6 +95,13 @@ def test_a_payload_refused_as_a_whole_is_kept_and_the_next_one_stored(
     assert send(admin, thing, {"t": 1}).get_json()["stored"] == 1
 
 
+def test_of_an_oversized_payload_the_beginning_is_kept(admin: Person, thing: Thing) -> None:
+    payload = b'{"text": "' + b"x" * 262_144 + b'"}'
+    assert send(admin, thing, payload).status_code == 413
+    kept = factories.rows("SELECT payload FROM iiot.rejected_message ORDER BY id DESC LIMIT 1")
+    assert bytes(kept[0][0]) == payload[: 64 * 1024]
+
+
 @pytest.mark.parametrize(
     "values",
     [
