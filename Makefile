@@ -37,8 +37,8 @@ check: setup ## Style, types, layers, schema and documents: what CI runs before 
 bench: setup ## Run the benchmarks; each prints its ratio to a limit measured in the same run.
 	@$(PY) -m bench
 
-nightly: setup-tests ## The long versions: fuzzing, kill storms, soak.
-	@$(PY) -m pytest -m 'nightly or not nightly' $(ARGS)
+nightly: setup-tests ## The long versions: ten minutes of kill storm, a hundred times the generated payloads.
+	@IIOT_STORM_SECONDS=600 $(PY) -m pytest -m 'nightly or not nightly' --timeout 3600 --hypothesis-profile nightly $(ARGS)
 
 docs: setup ## Write docs/reference anew from the code.
 	@$(PY) scripts/reference.py

@@ -60,7 +60,7 @@ def test_any_bytes_are_parsed_or_refused(payload: bytes) -> None:
     outcome(payload)
 
 
-@settings(max_examples=400)
+@settings(max_examples=max(400, settings().max_examples))
 @given(documents)
 def test_the_short_way_answers_like_the_full_rules(document: object) -> None:
     payload = json.dumps(document).encode()
