@@ -166,6 +166,13 @@ class Counter:
         self.cursor.execute("SELECT count(*) FROM iiot.telemetry")
         return int(self.cursor.fetchone()[0])
 
+    def last_commit(self) -> float:
+        """When PostgreSQL committed the last batch, in seconds since the epoch."""
+        self.cursor.execute(
+            "SELECT extract(epoch FROM max(pg_xact_commit_timestamp(xid::text::xid))) FROM iiot.telemetry_batch"
+        )
+        return float(self.cursor.fetchone()[0])
+
     def tailed(self) -> bool:
         """Whether the live tailer has read the whole log."""
         self.cursor.execute(
@@ -195,7 +202,7 @@ def flood(bench: Servers, uids: list[str], first: int, count: int, pids: dict[st
     begun = last = time.time()
     seen = 0
     while seen < count * len(KEYS) and time.time() - last < 15:
-        time.sleep(0.05)
+        time.sleep(0.25)
         now = counter.logged()
         if now != seen:
             seen, last = now, time.time()

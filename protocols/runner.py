@@ -26,7 +26,7 @@ from iiot.services.ingest import Incoming, Outcomes, StatusEvent
 from iiot.services.ingest import Outcome as Result
 from protocols.base import Adapter, ConnectionLost, Message, Outcome, Refusal
 
-BATCH: Final = 2_000
+BATCH: Final = 4_000
 LINGER_SECONDS: Final = 0.025
 QUEUE: Final = 20_000
 FIRST_PAUSE: Final = 0.1
