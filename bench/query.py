@@ -35,7 +35,7 @@ SELECT %(tenant)s, s, %(day)s + g * interval '1 second', 20 + 5 * sin(g / 13750.
 FROM unnest(%(signals)s) AS s, generate_series(0, 86399) AS g
 """
 BARE_CHART = """
-SELECT array_send(array_agg(ts)), array_send(array_agg(num)) FROM (
+SELECT string_agg(timestamptz_send(ts) || float8send(num), ''::bytea) FROM (
     SELECT ts, num FROM iiot.telemetry WHERE signal_id = %s AND ts >= %s AND ts < %s ORDER BY ts) AS r
 """
 BARE_ROWS = "SELECT ts, num FROM iiot.telemetry WHERE signal_id = %s AND ts >= %s AND ts < %s ORDER BY ts"

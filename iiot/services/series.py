@@ -29,11 +29,11 @@ _WHERE = """
     FROM iiot.telemetry
     WHERE tenant_id = (SELECT iiot.tid()) AND signal_id = :signal AND ts >= :start AND ts < :stop
 """
-_ARRAYS = "SELECT array_send(array_agg(ts)), array_send(array_agg(num)) FROM (SELECT ts, num"
-_PART = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts) readings")
-_OLDEST = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts LIMIT :limit) readings")
-_NEWEST = tenancy.sql(f"{_ARRAYS} {_WHERE} AND num IS NOT NULL ORDER BY ts DESC LIMIT :limit) readings")
-_STAMPS = tenancy.sql(f"SELECT array_send(array_agg(ts)), NULL::bytea FROM (SELECT ts {_WHERE} ORDER BY ts) readings")  # noqa: S608 constants only
+_PAIRS = "SELECT string_agg(timestamptz_send(ts) || float8send(num), ''::bytea) FROM (SELECT ts, num"
+_PART = tenancy.sql(f"{_PAIRS} {_WHERE} AND num IS NOT NULL ORDER BY ts) readings")
+_OLDEST = tenancy.sql(f"{_PAIRS} {_WHERE} AND num IS NOT NULL ORDER BY ts LIMIT :limit) readings")
+_NEWEST = tenancy.sql(f"{_PAIRS} {_WHERE} AND num IS NOT NULL ORDER BY ts DESC LIMIT :limit) readings")
+_STAMPS = tenancy.sql(f"SELECT array_send(array_agg(ts)) FROM (SELECT ts {_WHERE} ORDER BY ts) readings")  # noqa: S608 constants only
 _TEXT_ASC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts LIMIT :limit")
 _TEXT_DESC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts DESC LIMIT :limit")
 _TEXT_AT = tenancy.sql(f"SELECT ts, txt {_WHERE} AND ts = ANY(:stamps) ORDER BY ts")
@@ -62,11 +62,11 @@ class Reader:
 
     def part(self, signal: int, start: int, stop: int) -> Series:
         """The numbers in [start, stop), ascending, at once."""
-        return self._columns(_PART, signal, start, stop)
+        return arrays.pairs(self._scalar(_PART, signal, start, stop))
 
     def edge(self, signal: int, start: int, stop: int, limit: int, descending: bool) -> Series:
         """The oldest `limit` numbers in [start, stop), or the newest, newest first."""
-        return self._columns(_NEWEST if descending else _OLDEST, signal, start, stop, limit=limit)
+        return arrays.pairs(self._scalar(_NEWEST if descending else _OLDEST, signal, start, stop, limit=limit))
 
     def before(self, signal: int, moment: int) -> Series:
         """The last number before `moment`, none or one, from at most 31 days back."""
@@ -74,7 +74,7 @@ class Reader:
 
     def stamps(self, signal: int, start: int, stop: int) -> Integers:
         """When there are readings of any type in [start, stop), ascending."""
-        return self._columns(_STAMPS, signal, start, stop)[0]
+        return arrays.stamps(self._scalar(_STAMPS, signal, start, stop))
 
     def texts(self, signal: int, start: int, stop: int, limit: int, descending: bool) -> list[tuple[int, str]]:
         """The oldest or newest `limit` texts in [start, stop)."""
@@ -93,11 +93,11 @@ class Reader:
         statement = tenancy.sql(f"EXPLAIN {_PART.text}")
         return [line for (line,) in self._db.execute(statement, _bounds(signal, start, stop))]
 
-    def _columns(self, statement: TextClause, signal: int, start: int, stop: int, **more: int) -> Series:
+    def _scalar(self, statement: TextClause, signal: int, start: int, stop: int, **more: int) -> arrays.Raw:
         if time.monotonic() > self._deadline:
             raise too_much()
-        stamps, numbers = self._db.execute(statement, {**_bounds(signal, start, stop), **more}).one()
-        return arrays.stamps(stamps), arrays.doubles(numbers)
+        raw: arrays.Raw = self._db.scalar(statement, {**_bounds(signal, start, stop), **more})
+        return raw
 
 
 def too_much() -> Problem:
