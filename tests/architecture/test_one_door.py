@@ -18,6 +18,7 @@ CONNECTS = {
 }
 ENGINE_CALLS = {"create_engine", "raw_connection", "engine_from_config"}
 AUTOCOMMITS = {
+    "iiot/db.py": "OneTripConnection begins and ends the transaction itself; tenancy.work is the only one to open it",
     "iiot/schema.py": "CREATE DATABASE",
     "iiot/embedded/postgres.py": "CREATE DATABASE",
     "iiot/stream/loop.py": "LISTEN",
