@@ -6,6 +6,8 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 PY := .venv/bin/python
+# Two test processes, a file at a time; tests/conftest.py puts the long files first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 help: ## Show this list.
@@ -24,7 +26,7 @@ demo: setup ## The same, with a demo tenant whose devices replay a real industri
 	@$(PY) -m demo
 
 test: setup-tests ## Run every test against real servers and print the coverage.
-	@$(PY) -m pytest --cov --cov-report=term $(ARGS)
+	@$(PY) -m pytest $(WORKERS) --cov --cov-report=term $(ARGS)
 	@$(PY) -m coverage report --fail-under=90 --include='iiot/services/*,iiot/tenancy.py,iiot/auth.py,protocols/*' --skip-covered
 
 check: setup ## Style, types, layers, schema and documents: what CI runs before the tests.

@@ -18,6 +18,15 @@ from tests import services
 hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
 
 
+# Where the long tests are; two processes that begin with them end at about the same time.
+LONG = ("faults", "browser", "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first."""
+    items.sort(key=lambda item: LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def workspace() -> Iterator[Path]:
     """A folder for servers; its name has a space on purpose, and the servers' own user can reach it."""
