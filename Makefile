@@ -2,12 +2,14 @@
 # and programs are run as `.venv/bin/python -m …`, since scripts with such a path in their first line do not start.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests run demo test check bench nightly docs lock format clean
+.PHONY: help setup setup-tests run demo test check bench nightly mutants docs lock format clean
 .NOTPARALLEL:
 
 PY := .venv/bin/python
-# Two test processes, a file at a time; tests/conftest.py puts the long files first.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# Two test processes; tests/conftest.py puts the long files first and keeps together what shares servers.
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
+# Dozens of processes start per run: with compiled modules each needs a second less.
+unexport PYTHONDONTWRITEBYTECODE
 export PYTHON
 
 help: ## Show this list.
@@ -40,7 +42,11 @@ bench: setup ## Run the benchmarks; each prints its ratio to a limit measured in
 	@$(PY) -m bench
 
 nightly: setup-tests ## The long versions: ten minutes of kill storm, a hundred times the generated payloads.
-	@IIOT_STORM_SECONDS=600 $(PY) -m pytest -m 'nightly or not nightly' --timeout 3600 --hypothesis-profile nightly $(ARGS)
+	@IIOT_STORM_SECONDS=600 IIOT_OPENAPI_EXAMPLES=100 $(PY) -m pytest -m 'nightly or not nightly' --timeout 3600 --hypothesis-profile nightly $(ARGS)
+	@$(MAKE) mutants
+
+mutants: setup-tests ## Break the authorisation in every small way; the tests must notice nine of ten.
+	@$(PY) scripts/mutants.py $(ARGS)
 
 docs: setup ## Write docs/reference anew from the code.
 	@$(PY) scripts/reference.py

@@ -21,10 +21,12 @@ class Result:
         return len(self.latencies) / self.seconds
 
 
-def request(path: str, token: str | None = None) -> bytes:
-    """A GET request, ready to send."""
-    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n"
-    return (head + (f"Authorization: Bearer {token}\r\n" if token else "") + "\r\n").encode()
+def request(path: str, token: str | None = None, method: str = "GET", body: bytes = b"") -> bytes:
+    """A request, ready to send; `body` is JSON."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n"
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return (head + (f"Authorization: Bearer {token}\r\n" if token else "") + "\r\n").encode() + body
 
 
 class _User:
@@ -117,7 +119,7 @@ def pace(port: int, requests: list[bytes], users: int, rate: float, seconds: flo
 
 
 def _note(result: Result, status: int, seconds: float) -> None:
-    if status == 200:
+    if status in (200, 201):
         result.latencies.append(seconds * 1000)
     else:
         result.bad += 1

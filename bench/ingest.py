@@ -30,8 +30,8 @@ class Telemetry(msgspec.Struct):
     values: dict[str, float]
 
 
-def make_fleet(count: int) -> tuple[int, list[str]]:
-    """A tenant with `count` devices and their signals; (tenant id, uids)."""
+def make_fleet(count: int, quota: int | None = None) -> tuple[int, list[str]]:
+    """A tenant with `count` devices and their signals, and room for `quota` devices; (tenant id, uids)."""
     from sqlalchemy import insert
 
     from iiot import ids, tenancy
@@ -41,7 +41,7 @@ def make_fleet(count: int) -> tuple[int, list[str]]:
         tenant = Tenant(uid=ids.new_uid(), name="Bench", slug=ids.new_uid())
         db.add(tenant)
         db.flush()
-        db.add(Quota(tenant_id=tenant.id, devices=count))
+        db.add(Quota(tenant_id=tenant.id, devices=quota or count))
         tenant_id = tenant.id
     with tenancy.work(tenancy.Scope("app", tenant_id, "bench")) as db:
         devices = [Device(uid=ids.new_uid(), name=f"device {number}") for number in range(count)]

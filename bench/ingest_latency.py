@@ -14,7 +14,7 @@ WATCHED = 50
 # Caches and connections are cold in the first moments; those messages are sent, counted, and left out of the percentiles.
 WARM_UP_MS = 2000
 EMAIL = "bench@example.com"
-PASSWORD = "correct horse battery staple"
+PASSWORD = "twelve quiet boats at noon"
 
 
 def _publish(login: wire.Login, topics: list[bytes], rate: float, count: int, pipe: Any) -> None:

@@ -170,7 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.query", description=__doc__)
     parser.add_argument("--runs", type=int, default=60, help="runs of each question")
     parser.add_argument(
-        "--every", type=int, default=10, help="seconds between readings; 30 days of 4 signals per second"
+        "--every", type=int, default=1, help="seconds between readings; 30 days of 4 signals per second"
     )
     options = parser.parse_args()
     with servers() as bench:

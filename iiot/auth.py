@@ -10,17 +10,20 @@ import unicodedata
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
 import bcrypt
 
-from iiot import config, metrics
+from iiot import config, metrics, wordlists
 from iiot.errors import Forbidden, Invalid, Unauthorized, Unavailable
 
 BCRYPT_ROUNDS = 12
 MAX_PASSWORD_BYTES = 1024
 SCHEME = "v2$"
+# An unsalted SHA-256 of the portal's predecessor, wrapped at its import; replaced at the person's next sign-in.
+LEGACY_SCHEME = "v1w$"
 # A hash of 48 random bytes that were thrown away: unknown accounts are compared with it and take as long as known ones.
 DUMMY_HASH = b"$2b$12$V/dGUvdbyUsGBDdR9l4DeeUvyU9tOk6IQVvIpXd20o9VTZs8K6HWK"
 
@@ -37,7 +40,7 @@ _VIEWER = (
     "job:read",
 )
 _OPERATOR = ("device:command", "alarm:write", "entity:control")
-_ENGINEER = ("device:write", "telemetry:write", "rule:write", "model:write")
+_ENGINEER = ("device:write", "telemetry:write", "rule:write", "model:write", "site:write")
 _ADMIN = ("tenant:write", "member:write", "audit:read", "api-key:write")
 PERMISSIONS: dict[str, frozenset[str]] = {
     "viewer": frozenset(_VIEWER),
@@ -46,13 +49,25 @@ PERMISSIONS: dict[str, frozenset[str]] = {
     "admin": frozenset(_VIEWER + _OPERATOR + _ENGINEER + _ADMIN),
 }
 ALL_PERMISSIONS = PERMISSIONS["admin"]
+# What concerns the whole tenant: members who are limited to some devices do not hold it, whatever their role says.
+TENANT_WIDE = frozenset(_ADMIN)
+# What a platform administrator may do in a tenant without being its member: manage it, never read what it owns.
+PLATFORM_PERMISSIONS = frozenset(("tenant:read", "tenant:write", "member:read", "member:write"))
+READ_ONLY = {
+    "suspended": "This tenant is suspended: you can read, and change nothing. Ask the platform administrator.",
+    "deleting": "This tenant is being deleted: you can read, and change nothing. An admin can restore it.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who has proved who they are: a person in one tenant, or a device."""
+    """Somebody who has proved who they are: a person or a service account in one tenant, or a device.
 
-    kind: Literal["user", "device"]
+    `granted`: the permissions themselves, for custom roles and API keys with scopes; None means those of `role`. `limited_user_id`: the member
+    sees some devices alone. `tenant_status` other than "active" leaves permissions to read. `label`: how the audit trail calls them.
+    """
+
+    kind: Literal["user", "device", "service"]
     tenant_id: int | None
     tenant_uid: str | None
     user_id: int | None = None
@@ -63,21 +78,83 @@ class Principal:
     must_change_password: bool = False
     device_id: int | None = None
     device_uid: str | None = None
+    granted: frozenset[str] | None = None
+    limited_user_id: int | None = None
+    tenant_status: str = "active"
+    must_set_up_mfa: bool = False
+    api_key_uid: str | None = None
+    service_uid: str | None = None
+    label: str = ""
+
+    @property
+    def held(self) -> frozenset[str]:
+        """What the role or key grants, whatever state the tenant is in."""
+        held = PERMISSIONS.get(self.role or "", frozenset()) if self.granted is None else self.granted
+        return held - TENANT_WIDE if self.is_limited else held
 
     @property
     def permissions(self) -> frozenset[str]:
-        """What this principal may do in its tenant; a device holds none of these."""
-        return PERMISSIONS.get(self.role or "", frozenset())
+        """What this principal may do in its tenant now; a device holds none of these."""
+        if self.tenant_status == "active":
+            return self.held
+        return frozenset(permission for permission in self.held if permission.endswith(":read"))
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether this member sees some devices of the tenant alone."""
+        return self.limited_user_id is not None
+
+    @property
+    def uid(self) -> str:
+        """The random id of whoever this is."""
+        return self.user_uid or self.service_uid or self.device_uid or ""
 
     def require(self, permission: str) -> None:
-        """Raise Forbidden unless the principal's role holds `permission`."""
-        if permission not in self.permissions:
-            needed = next(
-                role for role in ("viewer", "operator", "engineer", "admin") if permission in PERMISSIONS[role]
-            )
-            raise Forbidden(
-                f"This needs the permission {permission}: ask an admin of your tenant for the role {needed}."
-            )
+        """Raise Forbidden unless the principal holds `permission` and its tenant is in a state to use it."""
+        if permission in self.permissions:
+            return
+        if permission in self.held:
+            raise Forbidden(READ_ONLY[self.tenant_status], f"tenant-{self.tenant_status}")
+        if self.api_key_uid is not None:
+            raise Forbidden(f"This API key does not hold the permission {permission}. Make one with that scope.")
+        needed = next(role for role in ("viewer", "operator", "engineer", "admin") if permission in PERMISSIONS[role])
+        raise Forbidden(f"This needs the permission {permission}: ask an admin of your tenant for the role {needed}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whom a token or key stands for, and until when it does; None: until it is revoked."""
+
+    principal: Principal
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from, for the audit trail."""
+
+    address: str = ""
+    user_agent: str = ""
+    request_id: str = ""
+
+
+_NOWHERE = Origin()
+_origin: ContextVar[Origin] = ContextVar("origin", default=_NOWHERE)
+
+
+def origin() -> Origin:
+    """Where the request being served comes from; empty outside one."""
+    return _origin.get()
+
+
+def set_origin(where: Origin) -> None:
+    """Set by the edge that took the request."""
+    _origin.set(where)
+
+
+def acting() -> Principal | None:
+    """The principal of the request being served, None outside one and for strangers."""
+    return _current.get()
 
 
 _current: ContextVar[Principal | None] = ContextVar("principal", default=None)
@@ -171,45 +248,52 @@ def hash_password(password: str) -> str:
 
 def verify_password(password: str, stored: str | None) -> bool:
     """Whether `password` matches; with `stored` None the same work is done for nothing, so time does not tell who exists."""
+    scheme, hashed = _split(stored)
     peppered = _peppered(password)
-    known = stored is not None and stored.startswith(SCHEME)
-    target = stored.removeprefix(SCHEME).encode("ascii") if known and stored is not None else None
+    if scheme == LEGACY_SCHEME:
+        peppered = _peppered(hashlib.sha256(password.encode("utf-8", "surrogatepass")).hexdigest())
     metrics.password_checks.inc()
-    matches = _pool().run(_check, peppered, target)
-    return bool(matches) and known
+    matches = _pool().run(_check, peppered, hashed)
+    return bool(matches) and hashed is not None
+
+
+def _split(stored: str | None) -> tuple[str, bytes | None]:
+    """Scheme and bcrypt hash of what is stored; no hash for nobody and for what is no hash, such as `!`."""
+    for scheme in (SCHEME, LEGACY_SCHEME):
+        if stored is not None and stored.startswith(scheme):
+            return scheme, stored.removeprefix(scheme).encode("ascii")
+    return "", None
+
+
+def wrap_legacy(sha256_hex: str) -> str:
+    """`v1w$` + bcrypt(12, base64(HMAC-SHA384(pepper, hex))) of an unsalted SHA-256: 0.3 s on the caller's own thread, for imports."""
+    return LEGACY_SCHEME + bcrypt.hashpw(_peppered(sha256_hex.lower()), bcrypt.gensalt(BCRYPT_ROUNDS)).decode("ascii")
+
+
+def is_legacy(stored: str) -> bool:
+    """Whether the hash is a wrapped one that the next sign-in replaces."""
+    return stored.startswith(LEGACY_SCHEME)
 
 
 def _check(peppered: bytes, target: bytes | None) -> bool:
     return bcrypt.checkpw(peppered, DUMMY_HASH if target is None else target)
 
 
-# The words people reach for first; longer lists hold mostly passwords shorter than twelve characters.
-_COMMON_TEXT = """
-password1234 password12345 password123456 123456789012 1234567890123 12345678901234 qwertyuiop123 qwertyuiopas qwerty123456 1q2w3e4r5t6y
-administrator administrator1 changemechangeme letmeinletmein welcome12345 welcome123456 iloveyou1234 abcdefghijkl abcdefghijklm
-passwordpassword adminadminadmin qwertyqwerty monkeymonkey dragondragon football1234 baseball1234 superman1234 trustno1trustno1
-correcthorsebatterystaple p@ssw0rd1234 passw0rd1234 zaq12wsxcde3 1qaz2wsx3edc qazwsxedcrfv asdfghjkl123
-internet1234 computer1234 secret123456 summer2024summer winter2024winter iiotportal123 industrial123 mosquitto1234
-"""
-_COMMON = frozenset(_COMMON_TEXT.split())
-
-
 def check_password_policy(password: str, *, email: str, name: str, loc: str = "password") -> None:
-    """Raise Invalid unless the password is long enough, not a well-known one and not made of the person's own name or address.
+    """Raise Invalid unless the password is long enough, not a common one and not made of the person's own name or address.
 
     No composition rules and no forced changes (NIST SP 800-63B section 5.1.1.2, ASVS 6.2.5, 6.2.10).
     """
     minimum = config.load().password_min_length
-    folded = unicodedata.normalize("NFKC", password).casefold()
     problem = None
     if len(password) < minimum:
         problem = f"at least {minimum} characters; several words in a row are easy to remember"
     elif len(password.encode("utf-8", "surrogatepass")) > MAX_PASSWORD_BYTES:
         problem = f"at most {MAX_PASSWORD_BYTES} bytes"
-    elif folded in _COMMON or len(set(folded)) < 4:
-        problem = "this one is among the first that are tried; take something longer or less common"
-    elif _resembles(folded, email, name):
+    elif _resembles(wordlists.fold(password), email, name):
         problem = "it is made of your own name or address; take something others cannot guess"
+    elif wordlists.is_common(password):
+        problem = "this one is among the first that are tried; take three or more words, or something less common"
     if problem:
         raise Invalid("The password is not acceptable.", [{"loc": ["body", loc], "msg": problem}])
 

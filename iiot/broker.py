@@ -1,7 +1,9 @@
 """Who may log in at the MQTT broker, and to which topics: Mosquitto's dynamic-security plugin, told over MQTT.
 
 Each device is a client of the broker with its uid as user name **and** as client id (without the latter a device could
-take over another one's session), and a role of its own, because Mosquitto 2.0 knows no patterns in roles. The plugin is
+take over another one's session), and a role of its own, because Mosquitto 2.0 knows no patterns in roles. The plugin knows
+one password per user name, so a device with several credentials has several names: the first logs in as `<uid>`, the
+others as `<uid>.<slot>`, all of them with the client id `<uid>` and the one role of the device. The plugin is
 spoken to over `$CONTROL/dynamic-security/v1`; each call makes a short connection in the calling thread, so that it is
 safe in threads and greenlets alike. Without `mqtt_admin_url`, or with amqtt (which reads the database itself), the calls
 do nothing.
@@ -24,8 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from sqlalchemy import select
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from iiot import config, ids
@@ -39,6 +40,8 @@ PAGE: Final = 500
 ITERATIONS: Final = 101
 SALT_BYTES: Final = 12
 HASH_BYTES: Final = 64
+# Credentials that a device may have at once. Slot 1 is the plain name.
+MAX_SLOTS: Final = 5
 ADAPTER: Final = "iiot-adapter"
 ADMIN: Final = "iiot-admin"
 
@@ -58,16 +61,35 @@ class BrokerError(Exception):
     """The broker answered that it cannot do what was asked."""
 
 
+def user_name(uid: str, slot: int) -> str:
+    """The name under which the credential of a slot logs in."""
+    return uid if slot == 1 else f"{uid}.{slot}"
+
+
+def read_user_name(user: str) -> tuple[str, int] | None:
+    """(uid, slot) of a device's user name, None for any other name: there is one way to write each."""
+    uid, _, number = user.partition(".")
+    slot = int(number) if number.isascii() and number.isdigit() and len(number) == 1 else 1
+    known = ids.is_uid(uid) and 1 <= slot <= MAX_SLOTS and user == user_name(uid, slot)
+    return (uid, slot) if known else None
+
+
 @dataclass(frozen=True, slots=True)
-class StoredDevice:
-    """What the database knows of a device's login. `mark` names the token without telling it."""
+class StoredLogin:
+    """What the database knows of one login of a device. `mark` names the token without telling it."""
 
     uid: str
+    slot: int
     enabled: bool
     salt: bytes
     hash: bytes
     iterations: int
     issued_at: datetime
+
+    @property
+    def user(self) -> str:
+        """See `user_name`."""
+        return user_name(self.uid, self.slot)
 
     @property
     def mark(self) -> str:
@@ -76,10 +98,10 @@ class StoredDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class BrokerClient:
-    """What the broker knows of a device's login."""
+class BrokerLogin:
+    """What the broker knows of one login of a device."""
 
-    uid: str
+    user: str
     enabled: bool
     mark: str
 
@@ -99,11 +121,12 @@ def token_mark(token: str) -> str:
     return verifier(token)[0].hex()
 
 
-def stored_devices(db: Session) -> list[StoredDevice]:
-    """Every device with its newest token that is not revoked. For a session of the scope "provision"."""
+def stored_logins(db: Session) -> list[StoredLogin]:
+    """Every token of every device that opens something now. For a session of the scope "provision"."""
     rows = db.execute(
         select(
             Device.uid,
+            Credential.slot,
             Device.enabled,
             Credential.mqtt_salt,
             Credential.mqtt_hash,
@@ -111,14 +134,15 @@ def stored_devices(db: Session) -> list[StoredDevice]:
             Credential.created_at,
         )
         .join(Credential, (Credential.tenant_id == Device.tenant_id) & (Credential.device_id == Device.id))
-        .where(Credential.revoked_at.is_(None))
-        .ext(distinct_on(Device.uid))
-        .order_by(Device.uid, Credential.id.desc())
+        .where(
+            Credential.revoked_at.is_(None), or_(Credential.expires_at.is_(None), Credential.expires_at > func.now())
+        )
+        .order_by(Device.uid, Credential.slot)
     )
-    return [StoredDevice(*row) for row in rows]
+    return [StoredLogin(*row) for row in rows]
 
 
-def dynsec_document(devices: Iterable[StoredDevice], passwords: Mapping[str, str]) -> dict[str, Any]:
+def dynsec_document(logins: Iterable[StoredLogin], passwords: Mapping[str, str]) -> dict[str, Any]:
     """The plugin's whole configuration file, as the database knows it.
 
     `passwords` are those of the service users (ADAPTER, ADMIN); they are bound to no client id, because no device may
@@ -130,58 +154,74 @@ def dynsec_document(devices: Iterable[StoredDevice], passwords: Mapping[str, str
         salt, hashed, iterations = verifier(password)
         clients.append(_client(user, salt, hashed, iterations) | {"roles": [{"rolename": user}]})
         roles.append({"rolename": user, "acls": SERVICE_ACLS[user]})
-    for device in devices:
-        entry = _client(device.uid, device.salt, device.hash, device.iterations)
-        entry |= {"clientid": device.uid, "textname": device.mark, "roles": [{"rolename": _role(device.uid)}]}
-        if not device.enabled:
+    uids: set[str] = set()
+    for login in logins:
+        entry = _client(login.user, login.salt, login.hash, login.iterations)
+        entry |= {"clientid": login.uid, "textname": login.mark, "roles": [{"rolename": _role(login.uid)}]}
+        if not login.enabled:
             entry["disabled"] = True
         clients.append(entry)
-        roles.append({"rolename": _role(device.uid), "acls": _device_acls(device.uid)})
+        uids.add(login.uid)
+    roles += [{"rolename": _role(uid), "acls": _device_acls(uid)} for uid in sorted(uids)]
     return {"defaultACLAccess": DEFAULT_ACCESS, "clients": clients, "groups": [], "roles": roles}
 
 
-def add_device(uid: str, token: str) -> None:
-    """Let a device in with this token, and with no other from now on; an open connection with an older one ends.
+def add_login(uid: str, token: str, slot: int = 1) -> None:
+    """Let a device in with this token under the name of the slot; an older token of that name ends with its open connection.
 
     Raises BrokerUnavailable or BrokerError; the reconciler mends what was missed.
     """
-    roles = [{"rolename": _role(uid)}]
-    client = {"username": uid, "clientid": uid, "password": token, "textname": token_mark(token), "roles": roles}
+    user, roles = user_name(uid, slot), [{"rolename": _role(uid)}]
+    client = {"username": user, "clientid": uid, "password": token, "textname": token_mark(token), "roles": roles}
     role = {"command": "createRole", "rolename": _role(uid), "acls": _device_acls(uid)}
     role_answer, answer = _ask([role, {"command": "createClient", **client}])
     _expect(role_answer, "Role already exists")
     if _expect(answer, "Client already exists"):
-        changed, enabled = _ask([{"command": "modifyClient", **client}, {"command": "enableClient", "username": uid}])
+        changed, enabled = _ask([{"command": "modifyClient", **client}, {"command": "enableClient", "username": user}])
         _expect(changed)
         _expect(enabled)
 
 
+def remove_login(user: str) -> None:
+    """Forget one login of a device, whose open connection ends; its others stay. An unknown one is no error."""
+    [answer] = _ask([{"command": "deleteClient", "username": user}])
+    _expect(answer, "Client not found")
+
+
 def set_enabled(uid: str, enabled: bool) -> None:
-    """Let a device in again, or shut it out; an open connection of a disabled device ends at once."""
-    for answer in _ask([{"command": "enableClient" if enabled else "disableClient", "username": uid}]):
-        _expect(answer)
+    """Let a device in again under every name that it has, or shut it out; open connections of a disabled device end at once."""
+    command = "enableClient" if enabled else "disableClient"
+    for answer in _ask([{"command": command, "username": user} for user in _names(uid)]):
+        _expect(answer, "Client not found")
 
 
 def remove_device(uid: str) -> None:
-    """Forget a device: its login, its role, and the state that the broker kept for it. Unknown ones are no error."""
-    commands = [{"command": "deleteClient", "username": uid}, {"command": "deleteRole", "rolename": _role(uid)}]
-    client, role = _ask(commands, clear=[f"iiot/{uid}/up/status"])
-    _expect(client, "Client not found")
-    _expect(role, "Role not found")
+    """Forget a device: its logins, its role, and the state that the broker kept for it. Unknown ones are no error."""
+    commands = [{"command": "deleteClient", "username": user} for user in _names(uid)]
+    role = {"command": "deleteRole", "rolename": _role(uid)}
+    *clients, role_answer = _ask([*commands, role], clear=[f"iiot/{uid}/up/status"])
+    for answer in clients:
+        _expect(answer, "Client not found")
+    _expect(role_answer, "Role not found")
 
 
-def list_devices() -> list[BrokerClient]:
-    """Every device that the broker knows; service users are left out."""
-    found: list[BrokerClient] = []
+def _names(uid: str) -> list[str]:
+    """Every name that the device may have at the broker, whatever the database remembers."""
+    return [user_name(uid, slot) for slot in range(1, MAX_SLOTS + 1)]
+
+
+def list_logins() -> list[BrokerLogin]:
+    """Every login of a device that the broker knows; service users are left out."""
+    found: list[BrokerLogin] = []
     offset = 0
     while True:
         [answer] = _ask([{"command": "listClients", "verbose": True, "count": PAGE, "offset": offset}])
         _expect(answer)
         clients = answer["data"]["clients"]
         found += [
-            BrokerClient(client["username"], not client.get("disabled", False), client.get("textname", ""))
+            BrokerLogin(client["username"], not client.get("disabled", False), client.get("textname", ""))
             for client in clients
-            if ids.is_uid(client["username"])
+            if read_user_name(client["username"]) is not None
         ]
         offset += len(clients)
         if not clients or offset >= answer["data"].get("totalCount", 0):

@@ -15,7 +15,9 @@ COMMANDS = {
     "config": "iiot.commands.config:settings",
     "tenant": "iiot.commands.tenant:tenant",
     "user": "iiot.commands.user:user",
+    "import": "iiot.commands.legacy:import_",
     "device": "iiot.commands.device:device",
+    "audit": "iiot.commands.audit:audit",
     "doctor": "iiot.commands.doctor:doctor",
     "simulate": "iiot.simulate:simulate",
     "openapi": "iiot.commands.openapi:openapi",
@@ -66,7 +68,8 @@ def explain(error: Exception) -> str | None:
     from iiot.errors import Problem
 
     if isinstance(error, Problem):
-        return error.detail
+        mistakes = [f"{each['loc'][-1]}: {each['msg']}" for each in error.errors or ()]
+        return " ".join([error.detail, "; ".join(mistakes)]).strip()
     if isinstance(error, SettingsError | EmbeddedError):
         return str(error)
     # Compared by name: SQLAlchemy, alembic and redis are loaded only by the commands that use them.

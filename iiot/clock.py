@@ -24,6 +24,14 @@ def to_ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
+def in_utc(moment: datetime) -> datetime:
+    """An aware moment in UTC; raises ValueError where UTC has no such year. PostgreSQL takes no offset of sixteen hours or more."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a moment in the years 1 to 9999 of UTC") from None
+
+
 def rfc3339(moment: datetime | None) -> str | None:
     """RFC 3339 in UTC with milliseconds and `Z`; None stays None."""
     if moment is None:

@@ -10,12 +10,13 @@ import json
 import os
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "IIOT_"
-ROLES = ("owner", "app", "ingest", "stream", "auth", "backup")
+ROLES = ("owner", "app", "limited", "ingest", "stream", "auth", "backup")
 MIN_SECRET = 32
 LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 
@@ -90,6 +91,7 @@ class Settings(BaseSettings):
     metrics_bind: str = Field("127.0.0.1:9464", description="Prometheus metrics; keep it on loopback.")
     database_url: str | None = Field(None, description="PostgreSQL, as a user that may create roles. Unset: embedded.")
     database_app_url: str | None = Field(None, description="Overrides the derived login of the role iiot_app.")
+    database_limited_url: str | None = Field(None, description="Overrides the derived login of the role iiot_limited.")
     database_ingest_url: str | None = Field(None, description="Overrides the derived login of the role iiot_ingest.")
     database_stream_url: str | None = Field(None, description="Overrides the derived login of the role iiot_stream.")
     database_auth_url: str | None = Field(None, description="Overrides the derived login of the role iiot_auth.")
@@ -111,6 +113,11 @@ class Settings(BaseSettings):
         SecretStr(""), description="Root of all derived keys; 32 characters or more. Generated when embedded."
     )
     public_url: str | None = Field(None, description="https://… address of the portal as people reach it.")
+    smtp_url: SecretStr | None = Field(
+        None,
+        description="SMTP server, smtp://user:password@host:587 (STARTTLS) or smtps://. Unset: no mail; admins hand out one-time links.",
+    )
+    mail_from: str | None = Field(None, description="Sender of the portal's mails, e.g. portal@example.com.")
     allowed_hosts: list[str] = Field(
         default_factory=list, description="Host names served, as a JSON list. Required in production."
     )
@@ -130,6 +137,13 @@ class Settings(BaseSettings):
         3, ge=1, le=90, description="Days of the batch log kept; a live client may resume that far back."
     )
     rejected_retention_days: int = Field(30, ge=1, le=3650, description="Days of rejected messages kept.")
+    tenant_requests_per_minute: int = Field(
+        600_000, ge=1, description="API requests of one tenant a minute, over all processes; more are answered 429."
+    )
+    device_rate: int = Field(
+        100, ge=1, description="HTTP telemetry: messages a second of one device in the long run; more are answered 429."
+    )
+    device_burst: int = Field(6000, ge=1, description="HTTP telemetry: messages one device may send at once.")
     device_offline_after: int = Field(
         300, ge=10, le=86400, description="Seconds of silence after which a device counts as offline."
     )
@@ -154,6 +168,7 @@ class Settings(BaseSettings):
     @field_validator(
         "database_url",
         "database_app_url",
+        "database_limited_url",
         "database_ingest_url",
         "database_stream_url",
         "database_auth_url",
@@ -169,9 +184,27 @@ class Settings(BaseSettings):
             raise ValueError("write it as postgresql://user:password@host:5432/database")
         return f"postgresql+psycopg2://{rest}"
 
+    @field_validator("smtp_url", "mail_from", mode="before")
+    @classmethod
+    def _nothing(cls, value: Any) -> Any:
+        """An empty variable means: no mail."""
+        return value or None
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _smtp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parts = urlsplit(value.get_secret_value())
+            # Reading the port raises ValueError for one that is no number.
+            if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.port == 0:
+                raise ValueError("write it as smtp://user:password@host:587 or smtps://user:password@host:465")
+        return value
+
     @model_validator(mode="after")
     def _whole(self) -> "Settings":
         mistakes = self._production_mistakes() if self.env == "production" else []
+        if self.smtp_url is not None and not self.mail_from:
+            mistakes.append("IIOT_MAIL_FROM is not set; mails need a sender, e.g. portal@example.com")
         secret = self.secret_key.get_secret_value()
         if secret and len(secret) < MIN_SECRET:
             mistakes.append(
@@ -194,6 +227,8 @@ class Settings(BaseSettings):
             mistakes.append("IIOT_SECRET_KEY is too simple; make one with `openssl rand -base64 48`")
         if self.debug:
             mistakes.append("IIOT_DEBUG must be off in production")
+        if self.smtp_url is not None and not self.public_url:
+            mistakes.append("IIOT_PUBLIC_URL is not set; the links in mails are made of it")
         if not self.allowed_hosts:
             mistakes.append('IIOT_ALLOWED_HOSTS is empty; set it to the names you serve, e.g. ["portal.example.com"]')
         mistakes += [

@@ -12,13 +12,15 @@ from iiot import config
 _engines: dict[tuple[int, str], tuple[config.Settings, Engine]] = {}
 _lock = threading.Lock()
 
-# What a role's pool may hold per process: (kept open, on top at peaks, statement time limit in ms).
+# What a role's pool may hold per process: (kept open, on top at peaks, statement time limit in ms). Two web workers, the adapter and the stream
+# stay below thirty connections together; statements take a millisecond, so more of them would only wait inside PostgreSQL instead.
 POOLS = {
     "owner": (1, 2, 0),
-    "app": (5, 5, 15_000),
-    "ingest": (2, 2, 30_000),
+    "app": (4, 2, 15_000),
+    "limited": (1, 1, 15_000),
+    "ingest": (1, 1, 30_000),
     "stream": (3, 3, 60_000),
-    "auth": (2, 3, 15_000),
+    "auth": (2, 1, 15_000),
     "backup": (1, 0, 0),
 }
 

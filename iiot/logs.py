@@ -25,7 +25,7 @@ request: ContextVar[Mapping[str, Any] | None] = ContextVar("request", default=No
 
 _SECRET_KEY = re.compile(r"authori[sz]ation|password|passwd|token|secret|cookie|credential|api[_-]?key", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
-    r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}|\beyJ[\w-]+\.[\w-]+\.[\w-]+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+    r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}|\biip_[\w-]{20,}|\beyJ[\w-]+\.[\w-]+\.[\w-]+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
 )
 _SECRET_PAIR = re.compile(r"""(?i)((?:password|passwd|token|secret|api[_-]?key)["']?\s*[=:]\s*["']?)[^\s"',;&}]+""")
 _HIDDEN = "[hidden]"

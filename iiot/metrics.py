@@ -31,6 +31,7 @@ refreshes = Counter(
 device_logins = Counter(
     "iiot_device_logins_total", "Devices that proved themselves over HTTP: ok, wrong, disabled, limited.", ["result"]
 )
+mails = Counter("iiot_mails_total", "Mails by their end: sent, failed, dropped.", ["result"])
 devices_created = Counter("iiot_devices_created_total", "Devices created.")
 limited = Counter("iiot_rate_limited_total", "Requests refused by a rate limit.", ["limit"])
 dependency_up = Gauge(

@@ -26,7 +26,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "device-sign-in": ("auth", "Before a device has proved itself no tenant is known."),
     "provision": ("stream", "The broker's clients are compared with the devices of all tenants."),
     "health": ("app", "Readiness asks the database for nothing but an answer."),
-    "platform": ("auth", "Platform administrators list tenants, never what tenants own."),
+    "platform": ("auth", "Platform administrators manage tenants, plans and quotas, never what tenants own."),
     "migrate": ("owner", "Migrations change the schema."),
     "operator": (
         "auth",
@@ -52,7 +52,7 @@ class _DeadConnection(Exception):
 
 
 class HasTenant(Protocol):
-    """What `of` needs to know of a principal or a device."""
+    """What `of` needs to know of a principal or a device. A principal may also have `limited_user_id`: see Scope."""
 
     @property
     def tenant_id(self) -> int | None: ...
@@ -60,18 +60,23 @@ class HasTenant(Protocol):
 
 @dataclass(frozen=True)
 class Scope:
-    """On whose behalf a session acts. Minted by `of`, `of_device` and `system` only."""
+    """On whose behalf a session acts. Minted by `of`, `of_device` and `system` only.
+
+    `limited_user`: a member who sees some devices alone; PostgreSQL decides which by `membership_limit`.
+    """
 
     role: str
     tenant_id: int | None
     reason: str
+    limited_user: int | None = None
 
 
 def of(principal: HasTenant) -> Scope:
-    """The scope of a signed-in principal: its own tenant."""
+    """The scope of a signed-in principal: its own tenant, and of that only what a limited member may see."""
     if principal.tenant_id is None:
         raise NoTenant("This account belongs to no tenant.")
-    return Scope("app", principal.tenant_id, "principal")
+    limited_user = getattr(principal, "limited_user_id", None)
+    return Scope("app" if limited_user is None else "limited", principal.tenant_id, "principal", limited_user)
 
 
 def of_device(device: HasTenant) -> Scope:
@@ -111,12 +116,15 @@ class ScopedSession(Session):
 @event.listens_for(ScopedSession, "after_begin")
 def _set_tenant(session: ScopedSession, _transaction: Any, connection: Connection) -> None:
     """Begin every transaction with its tenant, in one round trip; without a tenant too: it shows whether the pooled connection is still alive."""
-    tenant = "" if session.scope.tenant_id is None else str(int(session.scope.tenant_id))
+    scope = session.scope
+    statement = f"SELECT set_config('app.tenant_id', '{_number(scope.tenant_id)}', true)"
+    if scope.limited_user is not None:
+        statement += f", set_config('app.limited_user', '{_number(scope.limited_user)}', true)"
     dialect = connection.dialect
     raw = connection.connection
     try:
         driver: Any = raw.dbapi_connection
-        driver.begin(f"SELECT set_config('app.tenant_id', '{tenant}', true)")
+        driver.begin(statement)
     except Exception as error:
         dbapi = dialect.loaded_dbapi
         if isinstance(error, dbapi.Error) and dialect.is_disconnect(error, raw.dbapi_connection, None):
@@ -127,6 +135,10 @@ def _set_tenant(session: ScopedSession, _transaction: Any, connection: Connectio
         # A greenlet killed in the middle: the driver has closed the connection, and a rollback on it would hide the kill behind an error.
         connection.invalidate()
         raise
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(int(value))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -174,7 +186,7 @@ def _open(scope: Scope) -> ScopedSession:
     """A session whose transaction has begun. Connections that died in the pool are replaced once, before anything was done."""
     for attempt in (1, 2):
         engine = engines.engine(scope.role)
-        session = _sessions(bind=engine, info={"scope": scope, "after_commit": []})
+        session = _sessions(bind=engine, info={"scope": scope, "before_commit": [], "after_commit": []})
         try:
             session.connection()
         except _DeadConnection as dead:
@@ -194,11 +206,14 @@ def _open(scope: Scope) -> ScopedSession:
 def work(scope: Scope) -> Iterator[ScopedSession]:
     """A session in one transaction: committed at the end, rolled back when the block raises.
 
-    Raises whatever the database raises; functions given to `after_commit` run after a successful commit only.
+    Raises whatever the database raises; functions given to `before_commit` run last in the transaction, those given to `after_commit` after a
+    successful commit only.
     """
     session = _open(scope)
     try:
         yield session
+        for function in session.info["before_commit"]:
+            function()
         session.commit()
     except BaseException:
         session.rollback()
@@ -207,6 +222,11 @@ def work(scope: Scope) -> Iterator[ScopedSession]:
         session.close()
     for function in session.info["after_commit"]:
         function()
+
+
+def before_commit(db: Session, function: Callable[[], object]) -> None:
+    """Run `function` as the last act of `db`'s transaction: for what takes locks that many wait for."""
+    db.info["before_commit"].append(function)
 
 
 def after_commit(db: Session, function: Callable[[], object]) -> None:

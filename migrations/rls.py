@@ -25,3 +25,18 @@ def protect(table: str, grants: dict[str, str], *, own: str | None = OWN) -> Non
         else:
             op.execute(f"CREATE POLICY portal_{role} ON {name} TO iiot_{role} USING (true) WITH CHECK (true)")
     op.execute(f"GRANT SELECT ON {name} TO iiot_backup")
+
+
+def limit_members(table: str, privileges: str, condition: str | None = None) -> None:
+    """What a member who is limited to some devices may do: their sessions are those of the role `iiot_limited`, `app.limited_user` says whose.
+
+    The table's policy `tenant_isolation` guards that role, too. `condition`: a second wall inside the tenant, which rows that are read and rows
+    that are written must satisfy; None for what says nothing about a device. Other members are of another role and pay nothing for it.
+    """
+    op.execute(f"GRANT {privileges} ON iiot.{table} TO iiot_limited")
+    op.execute(f"ALTER POLICY tenant_isolation ON iiot.{table} TO iiot_app, iiot_limited")
+    if condition is not None:
+        op.execute(
+            f"CREATE POLICY member_limit ON iiot.{table} AS RESTRICTIVE TO iiot_limited "
+            f"USING ({condition}) WITH CHECK ({condition})"
+        )

@@ -374,5 +374,6 @@ def _outcome(result: Result) -> Outcome:
         Refusal(item.code, item.reason, item.limit, None, item.index, item.key) for item in result.rejected
     )
     if not refusals and result.status != "stored":
-        refusals = (Refusal(result.code or "rejected", result.reason or "the message was not stored", result.limit),)
+        reason = result.reason or "the message was not stored"
+        refusals = (Refusal(result.code or "rejected", reason, result.limit, result.retry_after),)
     return Outcome(result.accepted, refusals, result.newest_ts if result.ack else None)

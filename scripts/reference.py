@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code: settings, scopes, metrics, commands, error codes.
+"""Writes docs/reference from the code: settings, scopes, metrics, commands, error codes, who may call which route.
 
     python scripts/reference.py            write the pages
     python scripts/reference.py --check    list pages that are not what the code says; exit status 1 when there are any
@@ -7,6 +7,7 @@ A test compares the pages with what this program would write, so a new setting, 
 """
 
 import ast
+import functools
 import importlib
 import re
 import sys
@@ -22,6 +23,29 @@ METRIC_KINDS = ("Counter", "Gauge", "Histogram", "Summary")
 
 # Codes of problems that are raised beside the table in iiot/web/problems.py: what they mean.
 MORE_PROBLEMS = {
+    "already-invited": "The address has an invitation that waits; send it again or revoke it.",
+    "already-member": "The person is a member of the tenant.",
+    "builtin-role": "A built-in role cannot be changed or deleted.",
+    "invitation-for-another": "The invitation is for another address than that of the account.",
+    "invitation-invalid": "The link of an invitation is wrong, was used or revoked, or has expired.",
+    "last-admin": "A tenant keeps at least one admin who can sign in.",
+    "more-than-you-hold": "Nobody hands out, changes or takes permissions that they do not hold themselves.",
+    "name-taken": "Another one of the tenant has this name.",
+    "role-in-use": "Members, service accounts or open invitations have the role.",
+    "site-in-use": "Devices stand at the site.",
+    "tenant-deleting": "A tenant that is being deleted can be read alone; an admin can restore it until its time is up.",
+    "tenant-gone": "The grace period of the tenant's deletion has ended; it cannot be restored.",
+    "too-many-roles": "A tenant has at most 100 roles of its own.",
+    "too-many-sites": "A tenant has at most 1,000 sites.",
+    "limited-member": "A member who is limited to some devices asked for more than those.",
+    "mfa-setup-required": "The tenant asks its admins for a second factor; set one up first.",
+    "not-platform-admin": "This is for platform administrators alone.",
+    "mfa-required": "The password is right, and a code of the second factor is needed: POST /auth/mfa/login with `mfa_token`.",
+    "mfa-wrong-code": "The code of the second factor is wrong, or was used before.",
+    "mfa-already-set-up": "There is a second factor already; switch it off before setting up another.",
+    "mfa-not-started": "There is no set-up to confirm: begin with POST /auth/mfa/setup.",
+    "mfa-not-set-up": "The person has no second factor.",
+    "not-yours-alone": "The person belongs to other tenants too, or manages the platform; an admin cannot let them in anew.",
     "account-disabled": "The account is switched off; an admin of the tenant can switch it on.",
     "busy": "A resume is under way on this connection; wait for its answer.",
     "email-taken": "The e-mail address belongs to an account already.",
@@ -46,10 +70,12 @@ REFUSALS = {
     "not-storable": "The database refused this message for its content; the log of the adapter says why.",
     "not-utf8": "The payload is not UTF-8.",
     "number-out-of-range": "A number does not fit into double precision.",
+    "readings-quota": "The tenant has stored all readings of today's quota; the next day begins at midnight UTC.",
     "signal-quota": "A new key, and the device has as many signals as the tenant's quota allows.",
     "status-invalid": "A status is the word `online` or `offline`.",
     "string-invalid": "A string holds the character NUL or half of a surrogate pair.",
     "string-too-long": "A string has more than 1,024 characters.",
+    "tenant-deleting": "The tenant of the device is being deleted.",
     "tenant-suspended": "The tenant is suspended.",
     "too-deep": "The JSON is nested deeper than 32 levels.",
     "too-large": "The message has more than 256 KiB.",
@@ -67,12 +93,17 @@ REFUSALS = {
 REFUSAL_FILES = ("iiot/payloads.py", "iiot/services/ingest.py", "protocols/runner.py")
 
 
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
 def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
     """Every Python file below the folders, parsed; paths are relative to the repository."""
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             if "__pycache__" not in path.parts:
-                yield path.relative_to(ROOT), ast.parse(path.read_text(), str(path))
+                yield path.relative_to(ROOT), _tree(path)
 
 
 def _text(node: ast.AST | None) -> str | None:
@@ -224,17 +255,10 @@ Every command has `--help`. Exit status: 0 done, 1 failed, 2 wrong use.
 """
 
 
+@functools.cache
 def problem_codes() -> dict[str, set[int]]:
     """Code of every problem that the code raises → its statuses, as far as they stand in the source."""
-    defaults = {
-        "NotFound": 404,
-        "Unauthorized": 401,
-        "Forbidden": 403,
-        "Conflict": 409,
-        "Invalid": 422,
-        "QuotaExceeded": 403,
-        "Unavailable": 503,
-    }
+    defaults = {"Forbidden": 403, "Conflict": 409}
     found: dict[str, set[int]] = {}
     for path, tree in sources("iiot"):
         for node in ast.walk(tree):
@@ -256,12 +280,12 @@ def problem_codes() -> dict[str, set[int]]:
 
 def refusal_codes() -> set[str]:
     """Codes of refused messages and readings: words with hyphens that stand as literals in the modules that refuse."""
-    found = set()
-    for name in REFUSAL_FILES:
-        for node in ast.walk(ast.parse((ROOT / name).read_text())):
-            text = _text(node)
-            if text and KEBAB.fullmatch(text):
-                found.add(text)
+    found = {
+        text
+        for name in REFUSAL_FILES
+        for node in ast.walk(_tree(ROOT / name))
+        if (text := _text(node)) and KEBAB.fullmatch(text)
+    }
     return found - {"utf-8", "adapter-writer"}
 
 
@@ -295,6 +319,47 @@ never delivered again, and the next good message is stored.
 """
 
 
+def access_page() -> str:
+    """Every route with who may call it."""
+    from iiot import auth
+    from scripts import access
+
+    def marks(*values: bool) -> tuple[str, ...]:
+        return tuple("yes" if value else "" for value in values)
+
+    roles = access.CALLERS[2:6]
+    lines = [
+        (
+            f"`{method} {rule}`",
+            access.needs(options),
+            *marks(*[access.may_call(options, each) for each in access.CALLERS]),
+        )
+        for method, rule, options in access.routes(access.application())
+    ]
+    held = [
+        (f"`{name}`", *marks(*[name in auth.PERMISSIONS[role] for role in roles]))
+        for name in sorted(auth.ALL_PERMISSIONS)
+    ]
+    return f"""# Access
+{GENERATED}
+
+## Permissions of the built-in roles
+
+A tenant makes further roles of the same permissions. An API key holds what its owner holds, or fewer. Members who are limited to some devices hold
+none of what concerns the whole tenant: {", ".join(f"`{each}`" for each in sorted(auth.TENANT_WIDE))}.
+
+{_table(("permission", *roles), held)}
+
+## Routes
+
+A test calls every route as each of these and compares. "Yes" lets the caller in; which devices, people and tenants are then found is decided by
+row-level security, and what is not the caller's answers like what does not exist. A platform administrator here is no member of the tenant.
+
+{_table(("route", "needs", *access.CALLERS), lines)}
+"""
+
+
+@functools.cache
 def pages() -> dict[str, str]:
     """File name → content."""
     return {
@@ -303,15 +368,16 @@ def pages() -> dict[str, str]:
         "metrics.md": metrics_page(),
         "commands.md": commands_page(),
         "errors.md": errors_page(),
+        "access.md": access_page(),
     }
 
 
 def main() -> int:
     """Write, or compare."""
     stale = {
-        name: text
-        for name, text in pages().items()
-        if not (PAGES / name).exists() or (PAGES / name).read_text() != text
+        name: page
+        for name, page in pages().items()
+        if not (PAGES / name).exists() or (PAGES / name).read_text() != page
     }
     if "--check" in sys.argv:
         for name in stale:

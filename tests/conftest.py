@@ -23,8 +23,11 @@ LONG = ("faults", "browser", "integration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests first."""
+    """The long tests first; a file goes to one process, and all that share a running portal and a browser go to the same one."""
     items.sort(key=lambda item: LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG))
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "browser" else str(item.path)))
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +116,10 @@ def module_settings(
     postgres: services.PostgresServer, valkey: services.ValkeyServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
     """Like `settings` without a broker, one for all tests of a module: for tests that make tenants of their own."""
-    fresh = postgres.database(**_fields(valkey, 2, tmp_path_factory.mktemp("data")))
+    # One folder for all modules: what a process remembers is forgotten through the file in the folder that it saw first.
+    folder = tmp_path_factory.getbasetemp() / "data of the modules"
+    folder.mkdir(exist_ok=True)
+    fresh = postgres.database(**_fields(valkey, 2, folder))
     with services.active(fresh):
         yield fresh
     postgres.drop(fresh)

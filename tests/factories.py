@@ -112,7 +112,12 @@ def signal_id(device: DeviceRow, key: str) -> int:
 def credential(device: DeviceRow) -> Credential:
     """A credential of a device that nobody can use, to be added to a session of its tenant."""
     return Credential(
-        device_id=device.device_id, token_hash=new_token(), mqtt_salt=b"salt", mqtt_hash=b"hash", mqtt_iterations=1
+        uid=new_uid(),
+        device_id=device.device_id,
+        token_hash=new_token(),
+        mqtt_salt=b"salt",
+        mqtt_hash=b"hash",
+        mqtt_iterations=1,
     )
 
 

@@ -17,6 +17,7 @@ Name = Annotated[str, Field(min_length=1, max_length=devices.MAX_NAME)]
 Kind = Annotated[str, Field(min_length=1, max_length=devices.MAX_TYPE)]
 Tag = Annotated[str, Field(min_length=1, max_length=devices.MAX_TAG)]
 Tags = Annotated[list[Tag], Field(max_length=devices.MAX_TAGS)]
+SiteId = Annotated[str, Field(max_length=64, description="Id of the site where the device stands.")]
 
 
 class DeviceIn(web.Body):
@@ -27,6 +28,7 @@ class DeviceIn(web.Body):
     external_id: Name | None = None
     is_gateway: bool = False
     tags: Tags = []
+    site: SiteId | None = None
 
 
 def _not_null(value: T | None) -> T:
@@ -36,13 +38,14 @@ def _not_null(value: T | None) -> T:
 
 
 class DevicePatch(web.Body):
-    """What shall change; what is left out stays. Only `external_id` may be null."""
+    """What shall change; what is left out stays. Only `external_id` and `site` may be null."""
 
     name: Annotated[Name | None, AfterValidator(_not_null)] = None
     type: Annotated[Kind | None, AfterValidator(_not_null)] = None
     external_id: Name | None = None
     is_gateway: Annotated[bool | None, AfterValidator(_not_null)] = None
     tags: Annotated[Tags | None, AfterValidator(_not_null)] = None
+    site: SiteId | None = None
     enabled: Annotated[bool | None, AfterValidator(_not_null)] = None
 
 
@@ -59,6 +62,7 @@ class DeviceOut(web.Out):
     last_seen_at: datetime | None
     enabled: bool
     external_id: str | None
+    site: Annotated[str | None, Field(validation_alias="site_uid", description="Id of the site where it stands.")]
 
 
 class DeviceWithToken(DeviceOut):
@@ -76,6 +80,7 @@ class DeviceQuery(web.ListQuery):
     tag: Annotated[str | None, Field(max_length=devices.MAX_TAG)] = None
     is_gateway: bool | None = None
     enabled: bool | None = None
+    site: SiteId | None = None
     sort: Annotated[
         str,
         Field(
@@ -97,7 +102,7 @@ def list_devices(ctx: web.Context, query: DeviceQuery) -> DevicePage:
     """Search and list devices."""
     kind = f"devices {query.sort}"
     wanted = Wanted(query.sort, query.limit, web.decode_cursor(kind, query.cursor))
-    filters = devices.Filters(query.q, query.type, query.status, query.tag, query.is_gateway, query.enabled)
+    filters = devices.Filters(query.q, query.type, query.status, query.tag, query.is_gateway, query.enabled, query.site)
     with tenancy.work(ctx.scope) as db:
         found = devices.search(db, filters, wanted)
     return DevicePage(**web.page(kind, found, [DeviceOut.model_validate(device) for device in found.items]))
@@ -111,7 +116,7 @@ def create_device(ctx: web.Context, body: DeviceIn) -> DeviceWithToken:
 
     The answer holds its token, once. Over the quota: 403 with type …/quota-exceeded, `quota`, `limit` and `used`.
     """
-    new = devices.NewDevice(body.name, body.type, body.external_id, body.is_gateway, tuple(body.tags))
+    new = devices.NewDevice(body.name, body.type, body.external_id, body.is_gateway, tuple(body.tags), body.site)
     with tenancy.work(ctx.scope) as db:
         device, token = devices.create(db, new)
     ctx.etag(device.version)
@@ -147,11 +152,3 @@ def delete_device(ctx: web.Context, device_id: str) -> None:
     """Delete a device: it is shut out at once, and its id is never used again."""
     with tenancy.work(ctx.scope) as db:
         devices.remove(db, device_id)
-
-
-@api.route("POST", "/devices/<device_id>/credentials", out=DeviceWithToken, status=201, permission="device:write")
-def renew_credentials(ctx: web.Context, device_id: str) -> DeviceWithToken:
-    """Give a device a new token; the ones before stop working at once."""
-    with tenancy.work(ctx.scope) as db:
-        device, token = devices.new_token(db, device_id)
-    return _with_token(device, token)

@@ -1,6 +1,7 @@
 """Whether the portal lives, and whether it can do its work. Outside the prefix, open, and silent about details."""
 
 import json
+from typing import Any
 
 from flask import Response
 
@@ -17,13 +18,20 @@ class HealthOut(web.Out):
     version: str
 
 
+class ReadyOut(web.Out):
+    """`checks`: what each part said; `ok` when all is well."""
+
+    status: str
+    checks: dict[str, Any]
+
+
 @api.route("GET", "/health", auth="none", out=HealthOut)
 def get_health(_ctx: web.Context) -> HealthOut:
     """Whether this process answers; asks nobody else."""
     return HealthOut(status="ok", version=__version__)
 
 
-@api.route("GET", "/ready", auth="none", problems=(503,))
+@api.route("GET", "/ready", auth="none", out=ReadyOut, others={503: ReadyOut})
 def get_ready(_ctx: web.Context) -> Response:
     """Whether database, Redis and MQTT broker answer: 200, or 503 when one is down."""
     report = health.ready()

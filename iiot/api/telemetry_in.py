@@ -11,7 +11,7 @@ from iiot import clock, payloads, tenancy, web
 from iiot.errors import Invalid, NotFound, Problem
 from iiot.models import Device
 from iiot.payloads import PayloadError
-from iiot.services.ingest import KEPT_PAYLOAD, Incoming, Outcome, ingest
+from iiot.services.ingest import KEPT_PAYLOAD, Incoming, Outcome, Outcomes, ingest
 
 api = web.Api("telemetry")
 
@@ -93,7 +93,22 @@ def _from_device(ctx: web.Context, uid: str) -> StoredOut:
     outcomes = ingest([message])
     if message.error is not None:
         raise _refusal(message.error)
+    _check_quota(outcomes)
     return _answer(outcomes.stored, outcomes.duplicate, _rejections(outcomes[0]))
+
+
+def _check_quota(outcomes: Outcomes | None) -> None:
+    """Raises 429 when nothing could be stored because the tenant has used up its readings of the day."""
+    spent = [each for each in outcomes or () if each.retry_after is not None]
+    if outcomes and len(spent) == len(outcomes):
+        limit = int(spent[0].limit or 0)
+        raise Problem(
+            429,
+            "quota-exceeded",
+            f"The quota 'readings_per_day' allows {limit} and they are used up. {spent[0].reason}",
+            headers={"Retry-After": str(spent[0].retry_after)},
+            extra={"quota": "readings_per_day", "limit": limit, "used": limit},
+        )
 
 
 def _refusal(error: PayloadError) -> Problem:
@@ -172,6 +187,8 @@ def _from_person(ctx: web.Context) -> StoredOut:
         raise NotFound("device")
     messages = [_incoming(entry) for entry in entries if entry.device_id in known]
     outcomes = ingest(messages) if messages else None
+    if len(messages) == len(entries):
+        _check_quota(outcomes)
     remaining = iter(outcomes or ())
     rejected: list[RejectedOut] = []
     for index, entry in enumerate(entries):

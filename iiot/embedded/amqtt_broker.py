@@ -23,13 +23,14 @@ from amqtt.mqtt.connack import NOT_AUTHORIZED, ConnackPacket
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
-from sqlalchemy import select
+from sqlalchemy import func, or_, select
 
-from iiot import auth, config, ids, logs, tenancy
+from iiot import auth, config, logs, tenancy
+from iiot.broker import read_user_name
 from iiot.embedded.mqtt import ADAPTER
 from iiot.errors import Problem
 from iiot.models import Credential, Device, Tenant
-from iiot.services import devices
+from iiot.services import credentials
 
 log = structlog.get_logger(__name__)
 CHECK_SECONDS = 2.0
@@ -41,8 +42,9 @@ def allowed(user: str, topic: str, action: Action) -> bool:
     """Whether a user may publish to, subscribe to or receive from a topic: the same rules as Mosquitto's roles."""
     if user == ADAPTER:
         return topic.startswith("iiot/")
+    login = read_user_name(user)
     way = "up" if action == Action.PUBLISH else "down"
-    return topic.startswith(f"iiot/{user}/{way}/")
+    return login is not None and topic.startswith(f"iiot/{login[0]}/{way}/")
 
 
 class Gate:
@@ -61,10 +63,11 @@ class Gate:
             return False
         if user == ADAPTER:
             return hmac.compare_digest(password.encode(), self._adapter_password.encode())
-        if not ids.is_uid(user) or session.client_id != user:
+        login = read_user_name(user)
+        if login is None or session.client_id != login[0]:
             return False
         async with self._limit:
-            admitted = await asyncio.to_thread(_prove, user, password)
+            admitted = await asyncio.to_thread(_prove, *login, password)
         if admitted:
             self._proofs[user] = auth.device_token_hash(password)
         return admitted
@@ -79,10 +82,10 @@ class Gate:
         return [user for user, proof in proofs.items() if proof not in valid]
 
 
-def _prove(uid: str, token: str) -> bool:
+def _prove(uid: str, slot: int, token: str) -> bool:
     try:
         with tenancy.work(tenancy.system("device-sign-in")) as db:
-            return devices.authenticate(db, uid, token) is not None
+            return credentials.authenticate(db, uid, token, slot) is not None
     except Problem:
         return False
 
@@ -95,6 +98,7 @@ def _valid(proofs: list[str]) -> set[str]:
         .where(
             Credential.token_hash.in_(proofs),
             Credential.revoked_at.is_(None),
+            or_(Credential.expires_at.is_(None), Credential.expires_at > func.now()),
             Device.enabled,
             Tenant.status == "active",
         )
@@ -176,7 +180,7 @@ def make(bind: str, gate: Gate) -> Broker:
 
 
 async def end_outdated(broker: Broker, gate: Gate) -> None:
-    """Close the connections of devices that were disabled, deleted or given a new token."""
+    """Close the connections of devices that were disabled or deleted, or whose token was revoked or has expired."""
     connected = {session.username: handler for session, handler in list(broker.sessions.values()) if session.username}
     for user in await gate.outdated(connected):
         log.info("a device must leave", device=user)

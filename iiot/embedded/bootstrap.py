@@ -37,22 +37,22 @@ def prepare() -> dict[str, Any]:
 
 
 def broker_document() -> dict[str, Any]:
-    """The dynamic-security file: all enabled devices of all tenants, and the service users."""
+    """The dynamic-security file: all devices of all tenants, and the service users."""
     from iiot import broker, tenancy
     from iiot.embedded.mqtt import ServiceUsers
 
     settings = config.load()
     with tenancy.work(tenancy.system("provision")) as db:
-        devices = broker.stored_devices(db)
+        logins = broker.stored_logins(db)
     passwords = ServiceUsers(Path(settings.data_dir) / "secrets").passwords()
-    return service_document(devices, passwords)
+    return service_document(logins, passwords)
 
 
-def service_document(devices: Sequence[Any], passwords: Mapping[str, str]) -> dict[str, Any]:
-    """The file for these devices and the two service users (user → password)."""
+def service_document(logins: Sequence[Any], passwords: Mapping[str, str]) -> dict[str, Any]:
+    """The file for these logins of devices and the two service users (user → password)."""
     from iiot import broker
 
-    return broker.dynsec_document(devices, passwords)
+    return broker.dynsec_document(logins, passwords)
 
 
 TASKS = {"prepare": prepare, "broker-document": broker_document}

@@ -1,8 +1,9 @@
 """Live events to people: Socket.IO over WebSocket, at /socket.io.
 
-A client connects with the session cookie or `auth: {token}`, subscribes to devices or to its whole tenant, and after a reconnect resumes from the
-newest `cursor` it has seen: give `resume` the cursor noted before subscribing again. Events and resumed readings may overlap, so readings are told
-apart by (device, key, timestamp); nothing is left out. Every event is answered by `{"ok": true, …}` or `{"ok": false, "error", "detail"}`.
+A client connects with the session cookie or `auth: {token}` (an access token or an API key), subscribes to devices or to its whole tenant, and
+after a reconnect resumes from the newest `cursor` it has seen: give `resume` the cursor noted before subscribing again. Events and resumed readings
+may overlap, so readings are told apart by (device, key, timestamp); nothing is left out. Every event is answered by `{"ok": true, …}` or
+`{"ok": false, "error", "detail"}`.
 """
 
 from collections.abc import Callable
@@ -73,7 +74,8 @@ def _connect(app: Flask, hub: Hub, auth: object = None) -> None:
     try:
         token, use = _token(app, auth)
         principal = web.principal_of_token(token, cast(Any, use))
-        epoch = int(decode_token(token)["epoch"])
+        # An API key has no epoch: whether it still stands is asked by its id.
+        epoch = 0 if principal.api_key_uid is not None else int(decode_token(token)["epoch"])
         guard.check(principal)
         client = Client(_sid(), principal, epoch)
         guard.admit(hub.clients, client)

@@ -5,33 +5,36 @@ from collections.abc import Iterable, Mapping
 
 import redis
 import structlog
+from sqlalchemy import select
 
-from iiot import auth, cache, events
+from iiot import auth, cache, events, tenancy
 from iiot.errors import Forbidden, Problem, Unauthorized
 from iiot.live.clients import Client
-from iiot.services import sessions
+from iiot.models import Device
+from iiot.services import api_keys, metering, sessions
 
 log = structlog.get_logger(__name__)
 
 PER_USER = 20
-PER_TENANT = 1_000
 EVENTS_PER_MINUTE = 100
 # Who goes on after so many refusals in a minute is disconnected.
 ABUSE = 3 * EVENTS_PER_MINUTE
 # Every client is checked against its session this often, and at once after any revocation on this machine.
 CHECK_SECONDS = 60.0
 # Connections are counted over all workers in Redis; a worker that died is forgotten after this long.
-COUNT_SECONDS = 90
+COUNT_SECONDS = metering.CONNECTION_SECONDS
 
 _revocations: cache.Memory[str, str] = cache.Memory(CHECK_SECONDS)
 
 
 def check(principal: auth.Principal) -> None:
     """Raises Problem unless the principal may listen to its tenant's telemetry."""
-    if principal.kind != "user":
-        raise Unauthorized("Live events are for people; sign in as a user.")
+    if principal.kind == "device":
+        raise Unauthorized("Live events are for people and their programs; sign in as a user or use an API key.")
     if principal.must_change_password:
         raise Forbidden("Change your password first.", "password-change-required")
+    if principal.must_set_up_mfa:
+        raise Forbidden("Set your second factor up first.", "mfa-setup-required")
     if principal.tenant_id is None:
         raise Forbidden("This account belongs to no tenant.", "no-tenant")
     principal.require("telemetry:read")
@@ -39,22 +42,33 @@ def check(principal: auth.Principal) -> None:
 
 def admit(clients: Mapping[str, Client], client: Client) -> None:
     """Raises Problem when the user or the tenant has too many connections. While Redis is down each worker counts its own."""
-    for field, key, limit in _limits(client):
-        local = sum(
-            getattr(other.principal, field) == getattr(client.principal, field) for other in list(clients.values())
-        )
-        if max(local, _count(key)) >= limit:
-            detail = f"There are {limit} live connections already. Close some pages."
-            raise Problem(429, "too-many-connections", detail, headers={"Retry-After": "10"})
+    of_user, of_tenant = _keys(client)
+    used = _connected(clients, client, "uid", of_user)
+    if used >= PER_USER:
+        raise _too_many(f"There are {used} live connections of yours already. Close some pages.", {})
+    used = _connected(clients, client, "tenant_id", of_tenant)
+    limit = metering.allowed(client.principal.tenant_uid or "").connections
+    if used >= limit:
+        detail = f"The quota 'connections' of your tenant allows {limit} live connections and {used} are open. Close some pages."
+        raise _too_many(detail, {"quota": "connections", "limit": limit, "used": used})
     report([client])
 
 
-def _limits(client: Client) -> list[tuple[str, str, int]]:
+def _too_many(detail: str, extra: dict[str, object]) -> Problem:
+    return Problem(429, "too-many-connections", detail, headers={"Retry-After": "10"}, extra=extra)
+
+
+def _connected(clients: Mapping[str, Client], client: Client, field: str, key: str) -> int:
+    """How many connections have the same user or tenant: those of this worker, or of all of them when Redis answers."""
+    own = getattr(client.principal, field)
+    local = sum(1 for other in list(clients.values()) if getattr(other.principal, field) == own)
+    return max(local, _count(key))
+
+
+def _keys(client: Client) -> tuple[str, str]:
+    """The sorted sets that count the connections of the client's user and of its tenant."""
     principal = client.principal
-    return [
-        ("user_id", f"iiot:live:user:{principal.user_uid}", PER_USER),
-        ("tenant_id", f"iiot:live:tenant:{principal.tenant_uid}", PER_TENANT),
-    ]
+    return f"iiot:live:user:{principal.uid}", metering.connection_key(principal.tenant_uid or "")
 
 
 def _count(key: str) -> int:
@@ -71,7 +85,7 @@ def report(clients: Iterable[Client]) -> None:
     try:
         pipe = events.client().pipeline(transaction=False)
         for client in clients:
-            for _, key, _ in _limits(client):
+            for key in _keys(client):
                 pipe.zadd(key, {client.sid: now})
                 pipe.zremrangebyscore(key, 0, now - COUNT_SECONDS)
                 pipe.expire(key, 2 * COUNT_SECONDS)
@@ -84,7 +98,7 @@ def leave(client: Client) -> None:
     """The client has gone."""
     try:
         pipe = events.client().pipeline(transaction=False)
-        for _, key, _ in _limits(client):
+        for key in _keys(client):
             pipe.zrem(key, client.sid)
         pipe.execute()
     except redis.RedisError:
@@ -109,20 +123,38 @@ def mark() -> bytes:
     return _revocations.mark()
 
 
+def _principal_now(client: Client) -> auth.Principal:
+    """Who the client is by what the database knows now; raises Unauthorized when its session or key has ended."""
+    principal = client.principal
+    if principal.api_key_uid is not None:
+        return api_keys.principal_of(principal.api_key_uid)
+    return sessions.principal_of(principal.session_uid or "", principal.user_uid or "", client.epoch)
+
+
+def _within_limits(now: auth.Principal, client: Client) -> bool:
+    """Whether a limited member still sees all that the client follows."""
+    if client.tenant:
+        return False
+    with tenancy.work(tenancy.of(now)) as db:
+        seen = set(db.scalars(select(Device.uid).where(Device.uid.in_(client.devices))))
+    return seen == client.devices
+
+
 def still_allowed(client: Client) -> bool:
-    """Whether the client's session still stands and its user may still listen. An unreachable database changes nothing."""
+    """Whether the client's session or key still stands and its owner may still listen. An unreachable database changes nothing."""
     principal = client.principal
     try:
-        now = sessions.principal_of(principal.session_uid or "", principal.user_uid or "", client.epoch)
+        now = _principal_now(client)
         check(now)
+        sees_all = not now.is_limited or _within_limits(now, client)
     except Problem as problem:
-        log.info("client loses its right", user=principal.user_uid, reason=problem.code)
+        log.info("client loses its right", user=principal.uid, reason=problem.code)
         return False
     except Exception as error:
         log.warning("session not checked", error=str(error))
         return True
     client.checked_at = time.monotonic()
-    if now.tenant_id != principal.tenant_id:
+    if now.tenant_id != principal.tenant_id or not sees_all:
         return False
     client.principal = now
     return True

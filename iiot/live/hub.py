@@ -21,6 +21,8 @@ from iiot.live.clients import Client, Event
 log = structlog.get_logger(__name__)
 
 CONFIRM_SECONDS = 5.0
+# A wake-up may be lost with a connection; orders wait no longer than this for the next look.
+LISTEN_SECONDS = 1.0
 LONGEST_PAUSE = 2.0
 MAX_HELD = 2_000
 # Packets that may wait for one client; one that reads slower is disconnected and resumes when it can.
@@ -192,7 +194,7 @@ class Hub:
             pubsub.subscribe(events.PROGRESS, self._wake, *[events.PREFIX + room for room in rooms])
             while True:
                 self._obey(pubsub)
-                message = pubsub.get_message(timeout=5.0)
+                message = pubsub.get_message(timeout=LISTEN_SECONDS)
                 if message is not None:
                     self._take(message, missed)
         finally:

@@ -22,6 +22,9 @@ def subscribe(hub: Hub, client: Client, data: Any) -> str:
     All devices of a request are taken, or none: a device of another tenant and one that does not exist are refused alike.
     """
     devices, tenant = _wanted(data)
+    if tenant and client.principal.is_limited:
+        detail = "You see some devices of this tenant alone: subscribe to them by id."
+        raise Problem(403, "limited-member", detail)
     if len(client.devices | devices) > MAX_DEVICES:
         detail = f"At most {MAX_DEVICES} devices per connection. Subscribe to the tenant instead."
         raise Problem(403, "too-many-devices", detail, extra={"limit": MAX_DEVICES})

@@ -2,24 +2,54 @@
 
 from iiot.models.base import SCHEMA, Base
 from iiot.models.fleet import ConnectionEvent, Credential, Device, RejectedMessage, Signal, UsageDay
-from iiot.models.people import ROLES, Membership, RefreshSession, User
-from iiot.models.platform import Quota, Tenant
+from iiot.models.people import (
+    ROLES,
+    ApiKey,
+    Invitation,
+    Membership,
+    MembershipLimit,
+    PasswordReset,
+    PendingRegistration,
+    RecoveryCode,
+    RefreshSession,
+    Role,
+    SecondFactor,
+    ServiceAccount,
+    User,
+)
+from iiot.models.platform import Limits, Plan, Quota, Site, Tenant
 from iiot.models.telemetry import Latest, Rollup, StreamCursor, telemetry, telemetry_batch
+from iiot.models.trail import PLATFORM, Audit, AuditHead
 
 __all__ = [
+    "PLATFORM",
     "ROLES",
     "SCHEMA",
+    "ApiKey",
+    "Audit",
+    "AuditHead",
     "Base",
     "ConnectionEvent",
     "Credential",
     "Device",
+    "Invitation",
     "Latest",
+    "Limits",
     "Membership",
+    "MembershipLimit",
+    "PasswordReset",
+    "PendingRegistration",
+    "Plan",
     "Quota",
+    "RecoveryCode",
     "RefreshSession",
     "RejectedMessage",
+    "Role",
     "Rollup",
+    "SecondFactor",
+    "ServiceAccount",
     "Signal",
+    "Site",
     "StreamCursor",
     "Tenant",
     "UsageDay",

@@ -4,10 +4,11 @@ from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, LargeBinary, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 from sqlalchemy.types import Text
 
 from iiot.models.base import Base, Big, BigRowId, Created, Moment, RowId
+from iiot.models.platform import Site
 from iiot.tenancy import TenantOwned
 
 
@@ -26,11 +27,13 @@ class Device(TenantOwned, Base):
     __tablename__ = "device"
     __table_args__ = (
         ForeignKeyConstraint(["tenant_id"], ["iiot.tenant.id"], ondelete="CASCADE", name="fk_device_tenant"),
+        ForeignKeyConstraint(["tenant_id", "site_id"], ["iiot.site.tenant_id", "iiot.site.id"], name="fk_device_site"),
         UniqueConstraint("tenant_id", "external_id"),
         CheckConstraint("status IN ('new', 'online', 'offline')", name="status"),
         Index("ix_device_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
         Index("ix_device_tenant_id_name", "tenant_id", text("lower(name)")),
         Index("ix_device_tenant_id_status", "tenant_id", "status"),
+        Index("ix_device_tenant_id_site_id", "tenant_id", "site_id"),
     )
 
     id: Mapped[RowId] = mapped_column(primary_key=True)
@@ -40,6 +43,7 @@ class Device(TenantOwned, Base):
     external_id: Mapped[str | None]
     is_gateway: Mapped[bool] = mapped_column(server_default=text("false"))
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
+    site_id: Mapped[int | None]
     enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     status: Mapped[str] = mapped_column(server_default="new")
     # Whether the device tells its state itself (status topic, last will); only others go offline by silence.
@@ -48,20 +52,42 @@ class Device(TenantOwned, Base):
     created_at: Mapped[Created]
     updated_at: Mapped[Created]
     last_seen_at: Mapped[Moment | None]
+    site: Mapped[Site | None] = relationship(viewonly=True)
+
+    @property
+    def site_uid(self) -> str | None:
+        """The id of the site where the device stands, as everybody outside knows it."""
+        return self.site.uid if self.site else None
 
 
 class Credential(TenantOwned, Base):
     """A token of a device; only a keyed hash and the broker's verifier are stored."""
 
     __tablename__ = "credential"
-    __table_args__ = (_of_device("credential"), Index("ix_credential_tenant_id_device_id", "tenant_id", "device_id"))
+    __table_args__ = (
+        _of_device("credential"),
+        Index("ix_credential_tenant_id_device_id", "tenant_id", "device_id"),
+        Index(
+            "uq_credential_tenant_id_device_id_slot",
+            "tenant_id",
+            "device_id",
+            "slot",
+            unique=True,
+            postgresql_where=text("revoked_at IS NULL"),
+        ),
+    )
 
     id: Mapped[RowId] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(unique=True)
     device_id: Mapped[int]
     token_hash: Mapped[str] = mapped_column(unique=True)
     mqtt_salt: Mapped[bytes] = mapped_column(LargeBinary)
     mqtt_hash: Mapped[bytes] = mapped_column(LargeBinary)
     mqtt_iterations: Mapped[int]
+    # The first credential logs in at the broker as `<uid>`, the others as `<uid>.<slot>`: a broker knows one password per name.
+    slot: Mapped[int] = mapped_column(server_default="1")
+    name: Mapped[str] = mapped_column(server_default="")
+    expires_at: Mapped[Moment | None]
     created_at: Mapped[Created]
     last_used_at: Mapped[Moment | None]
     revoked_at: Mapped[Moment | None]
@@ -125,7 +151,7 @@ class ConnectionEvent(TenantOwned, Base):
 
 
 class UsageDay(TenantOwned, Base):
-    """Readings stored per tenant and day (UTC)."""
+    """Readings stored and API requests answered per tenant and day (UTC)."""
 
     __tablename__ = "usage_day"
     __table_args__ = (
@@ -135,6 +161,7 @@ class UsageDay(TenantOwned, Base):
     day: Mapped[Moment] = mapped_column(primary_key=True)
     readings: Mapped[Big] = mapped_column(server_default="0")
     messages: Mapped[Big] = mapped_column(server_default="0")
+    api_requests: Mapped[Big] = mapped_column(server_default="0")
 
 
 __all__ = ["ConnectionEvent", "Credential", "Device", "RejectedMessage", "Signal", "UsageDay"]

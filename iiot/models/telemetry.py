@@ -11,6 +11,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     SmallInteger,
     Table,
     Text,
@@ -109,6 +110,8 @@ class Rollup(tenancy.TenantOwned, Base):
     last: Mapped[float] = mapped_column(Double)
     first_ts: Mapped[Moment]
     last_ts: Mapped[Moment]
+    # The least and the greatest reading of every ten seconds, for charts; NULL where the hour holds few readings. See services.rollups.
+    extremes: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 __all__ = ["Latest", "Rollup", "StreamCursor", "telemetry", "telemetry_batch"]

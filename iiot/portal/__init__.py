@@ -6,10 +6,19 @@ from flask import Flask, Response, send_from_directory
 from flask import g as flask_g
 
 import iiot
-from iiot.portal import render, session
+from iiot.portal import brand, render, session
 from iiot.web import Context
 
-NAVIGATION = (("/", "Home", "home"), ("/devices", "Devices", "devices"))
+# Address, name, icon, and the permission it takes to see it.
+NAVIGATION = (
+    ("/", "Home", "home", "device:read"),
+    ("/devices", "Devices", "devices", "device:read"),
+    ("/team", "Team", "team", "member:read"),
+    ("/usage", "Usage & limits", "gauge", "tenant:read"),
+    ("/audit", "Audit", "list", "audit:read"),
+    ("/settings", "Settings", "settings", "tenant:write"),
+)
+PLATFORM_NAVIGATION = ("/platform/tenants", "Platform", "platform")
 FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -19,7 +28,7 @@ def init_app(app: Flask) -> None:
     app.jinja_env.filters.update(render.FILTERS)
     app.jinja_env.globals.update(
         asset=render.asset,
-        navigation=NAVIGATION,
+        navigation=(),
         version=iiot.__version__,
         form={},
         errors={},
@@ -35,8 +44,21 @@ def _who() -> dict[str, Any]:
     ctx: Context | None = flask_g.get("iiot_context")
     if ctx is None or not ctx.is_signed_in:
         return {}
-    email, tenant = session.names_of(ctx.principal)
-    return {"user_email": email, "tenant_name": tenant, "can_write": "device:write" in ctx.principal.permissions}
+    principal = ctx.principal
+    names = session.names_of(principal)
+    # What is held counts, not what may be used now: the settings of a tenant that is being deleted are where it is restored.
+    shown = [entry[:3] for entry in NAVIGATION if entry[3] in principal.held]
+    if principal.is_platform_admin:
+        shown.append(PLATFORM_NAVIGATION)
+    return {
+        "user_email": names.email,
+        "tenant_name": names.tenant,
+        "other_tenants": [each for each in names.tenants if each[0] != principal.tenant_uid],
+        "navigation": shown,
+        "brand": brand.of(principal),
+        "permissions": principal.permissions,
+        "can_write": "device:write" in principal.permissions,
+    }
 
 
 def _asset(version: str, name: str) -> Response:

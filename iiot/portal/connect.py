@@ -7,6 +7,8 @@ from flask import render_template, request
 from iiot import config
 from iiot.config import Settings, split_bind
 from iiot.models import Device
+from iiot.portal import forms
+from iiot.services import credentials
 
 PLACEHOLDER = "YOUR_TOKEN"
 # What a server binds to when it listens on every address; no device can connect to it by that name.
@@ -29,27 +31,32 @@ def mqtt_address(settings: Settings, http_host: str) -> tuple[str, int]:
     return (http_host if host in EVERYWHERE else host), port
 
 
-def examples(settings: Settings, base_url: str, uid: str, token: str | None) -> list[Example]:
-    """Commands for the device `uid`; `base_url` is the portal as the reader's browser reaches it."""
+def examples(
+    settings: Settings, base_url: str, uid: str, token: str | None, user_name: str | None = None
+) -> list[Example]:
+    """Commands for the device `uid`; `base_url` is the portal as the reader's browser reaches it.
+
+    `user_name`: what the token logs in with at the broker, when it is not the uid. HTTP takes every token of the device with the uid.
+    """
     base = (settings.public_url or base_url).rstrip("/")
     host, port = mqtt_address(settings, base.partition("://")[2].partition("/")[0].rpartition(":")[0] or base)
-    word = token or PLACEHOLDER
+    word, user = token or PLACEHOLDER, user_name or uid
     mqtt_note = (
         "From the package mosquitto-clients. QoS 1: the broker keeps the message until the portal has stored it."
     )
     http_note = "The answer says how many readings were stored, and why any were not."
     python_note = "Sends a reading every second. Install the library with: pip install paho-mqtt"
     return [
-        Example("MQTT", f"{host}:{port}", _mosquitto(host, port, uid, word), mqtt_note),
+        Example("MQTT", f"{host}:{port}", _mosquitto(host, port, uid, user, word), mqtt_note),
         Example("HTTP", f"{base}/api/v1/telemetry", _curl(base, uid, word), http_note),
-        Example("Python", "paho-mqtt 2", _paho(host, port, uid, word), python_note),
+        Example("Python", "paho-mqtt 2", _paho(host, port, uid, user, word), python_note),
     ]
 
 
-def _mosquitto(host: str, port: int, uid: str, token: str) -> str:
+def _mosquitto(host: str, port: int, uid: str, user: str, token: str) -> str:
     return (
         f"mosquitto_pub -h {host} -p {port} -q 1 \\\n"
-        f"  -i {uid} -u {uid} -P '{token}' \\\n"
+        f"  -i {uid} -u {user} -P '{token}' \\\n"
         f"  -t iiot/{uid}/up/telemetry \\\n"
         """  -m '{"temperature": 21.5, "running": true}'"""
     )
@@ -64,13 +71,13 @@ def _curl(base: str, uid: str, token: str) -> str:
     )
 
 
-def _paho(host: str, port: int, uid: str, token: str) -> str:
+def _paho(host: str, port: int, uid: str, user: str, token: str) -> str:
     return f'''import json, random, time
 import paho.mqtt.client as mqtt
 
 uid, token = "{uid}", "{token}"
 client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=uid)
-client.username_pw_set(uid, token)
+client.username_pw_set({"uid" if user == uid else f'"{user}"'}, token)
 client.will_set(f"iiot/{{uid}}/up/status", "offline", qos=1, retain=True)
 client.connect("{host}", {port})
 client.loop_start()
@@ -81,16 +88,21 @@ while True:
     time.sleep(1)'''
 
 
-def page(device: Device, token: str | None) -> str:
-    """The Connect tab. With a token just made it is shown, and the browser gives the page its own address, so that a reload sends no form."""
-    found = examples(config.load(), request.host_url, device.uid, token)
-    address = f"/devices/{device.uid}/connect" if token else None
+def page(device: Device, issued: credentials.Issued | None = None, token: str | None = None) -> str:
+    """The Connect tab. With a token just made (`issued`, or `token` of a new device) it is shown, and the browser gives the page its own address,
+    so that a reload sends no form."""
+    token = issued.token if issued else token
+    user_name = issued.user_name if issued else device.uid
+    found = examples(config.load(), request.host_url, device.uid, token, user_name)
     return render_template(
         "device_connect.html",
         tab="connect",
         device=device,
         token=token,
+        user_name=user_name,
+        kept_others=issued is not None and issued.credential.slot != 1,
         examples=found,
         placeholder=PLACEHOLDER,
-        address=address,
+        address=f"/devices/{device.uid}/connect" if token else None,
+        ends=forms.ENDS,
     )

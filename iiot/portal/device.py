@@ -3,16 +3,21 @@
 from typing import Any
 
 from flask import Response, make_response, redirect, render_template, request
+from sqlalchemy.orm import Session
 
 from iiot import tenancy, web
-from iiot.errors import Invalid, Problem
-from iiot.models import Device
+from iiot.errors import Conflict, Invalid, Problem
 from iiot.portal import connect, forms
-from iiot.services import devices, rejections, signals
+from iiot.services import credentials, devices, rejections, signals, sites
 
 pages = web.pages("device")
 DRAWABLE = ("number", "boolean")
-SAVED = {"saved": "Saved.", "disabled": "The device is disabled and disconnected.", "enabled": "The device is enabled."}
+SAVED = {
+    "saved": "Saved.",
+    "disabled": "The device is disabled and disconnected.",
+    "enabled": "The device is enabled.",
+    "revoked": "The token was revoked. It opens nothing any more.",
+}
 
 
 @pages.route("GET", "/devices/<uid>", permission="device:read")
@@ -29,15 +34,29 @@ def connect_page(ctx: web.Context, uid: str) -> str:
     """How to connect the device."""
     with tenancy.work(ctx.scope) as db:
         device = devices.get(db, uid)
-    return connect.page(device, None)
+    return connect.page(device)
 
 
 @pages.route("POST", "/devices/<uid>/credentials", permission="device:write")
 def new_token(ctx: web.Context, uid: str) -> Response:
-    """Make a new token and show it once."""
+    """Make a new token, beside the others or in their place, and show it once."""
+    form = forms.texts("token_name", "days", "keep")
+    try:
+        with tenancy.work(ctx.scope) as db:
+            device = devices.locked(db, uid)
+            wanted = credentials.Wanted(form["token_name"], forms.end_after(form["days"]))
+            issued = (credentials.add if form["keep"] == "true" else credentials.replace)(db, device, wanted)
+    except (Invalid, Conflict) as problem:
+        return _refused(ctx, uid, problem, form)
+    return make_response(connect.page(device, issued), 201)
+
+
+@pages.route("POST", "/devices/<uid>/credentials/<credential_id>/revoke", permission="device:write")
+def revoke_token(ctx: web.Context, uid: str, credential_id: str) -> Response:
+    """Revoke one token."""
     with tenancy.work(ctx.scope) as db:
-        device, token = devices.new_token(db, uid)
-    return make_response(connect.page(device, token), 201)
+        credentials.revoke(db, devices.locked(db, uid), credential_id)
+    return make_response(redirect(f"/devices/{uid}/settings?done=revoked", 303))
 
 
 @pages.route("GET", "/devices/<uid>/chart", permission="telemetry:read")
@@ -63,37 +82,48 @@ def rejected(ctx: web.Context, uid: str) -> str:
     )
 
 
-def _settings_values(device: Device) -> dict[str, Any]:
+def _settings_values(db: Session, uid: str) -> dict[str, Any]:
+    """What the settings page shows; raises NotFound for a device that is not there."""
+    device = devices.get(db, uid)
     form = {
         "name": device.name,
         "type": device.type,
         "tags": ", ".join(device.tags),
         "external_id": device.external_id or "",
+        "site": device.site_uid or "",
         "confirm": "",
     }
-    return {"tab": "settings", "device": device, "form": form}
+    tokens = credentials.list_all(db, device)
+    return {
+        "tab": "settings",
+        "device": device,
+        "form": form,
+        "tokens": tokens,
+        "ends": forms.ENDS,
+        "sites": sites.choices(db),
+    }
 
 
 @pages.route("GET", "/devices/<uid>/settings", permission="device:write")
 def settings(ctx: web.Context, uid: str) -> str:
     """The description, access and deletion of the device."""
     with tenancy.work(ctx.scope) as db:
-        device = devices.get(db, uid)
-    return render_template(
-        "device_settings.html", message=SAVED.get(request.args.get("done", "")), **_settings_values(device)
-    )
+        values = _settings_values(db, uid)
+    return render_template("device_settings.html", message=SAVED.get(request.args.get("done", "")), **values)
 
 
 @pages.route("POST", "/devices/<uid>/settings", permission="device:write")
 def save(ctx: web.Context, uid: str) -> Response:
     """Save the description, unless somebody else changed it meanwhile."""
-    form = forms.texts("name", "type", "tags", "external_id", "version")
+    form = forms.texts("name", "type", "tags", "external_id", "site", "version")
     changes = {
         "name": form["name"],
         "type": form["type"] or "default",
         "tags": forms.tags(form["tags"]),
         "external_id": form["external_id"] or None,
     }
+    if "site" in request.form:
+        changes["site"] = form["site"] or None
     try:
         with tenancy.work(ctx.scope) as db:
             devices.change(db, uid, changes, form["version"] or None)
@@ -105,7 +135,7 @@ def save(ctx: web.Context, uid: str) -> Response:
 def _refused(ctx: web.Context, uid: str, problem: Problem, form: dict[str, str]) -> Response:
     """The settings page with what was wrong; NotFound when the device is not there at all."""
     with tenancy.work(ctx.scope) as db:
-        values = _settings_values(devices.get(db, uid))
+        values = _settings_values(db, uid)
     values["form"] |= form
     return forms.refused("device_settings.html", problem, **values)
 

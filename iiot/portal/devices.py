@@ -9,7 +9,7 @@ from iiot import tenancy, web
 from iiot.errors import Invalid, Problem
 from iiot.models import Device
 from iiot.portal import connect, forms
-from iiot.services import devices
+from iiot.services import devices, sites
 from iiot.services.listing import Found, Wanted
 
 pages = web.pages("devices")
@@ -26,13 +26,17 @@ class ListQuery:
     enabled: bool | None = None
     type: str | None = None
     tag: str | None = None
+    site: str | None = None
     sort: str = NEWEST_FIRST
     cursor: str | None = None
 
     @property
     def is_narrowed(self) -> bool:
         """Whether the list may hide devices."""
-        return any(value is not None for value in (self.q, self.status, self.enabled, self.type, self.tag, self.cursor))
+        return any(
+            value is not None
+            for value in (self.q, self.status, self.enabled, self.type, self.tag, self.site, self.cursor)
+        )
 
     def url(self, **changes: str | None) -> str:
         """The address of this list with some parameters changed; None removes one."""
@@ -54,6 +58,7 @@ def read_query() -> ListQuery:
         enabled={"true": True, "false": False}.get(given.get("enabled", "")),
         type=given.get("type"),
         tag=given.get("tag"),
+        site=given.get("site"),
         sort=given["sort"] if given.get("sort", "").removeprefix("-") in devices.SORTS else NEWEST_FIRST,
         cursor=given.get("cursor"),
     )
@@ -65,7 +70,9 @@ def find(ctx: web.Context, query: ListQuery) -> Found[Device]:
         position = web.decode_cursor(f"page:devices:{query.sort}", query.cursor)
     except Invalid:
         position = None
-    filters = devices.Filters(q=query.q, type=query.type, status=query.status, tag=query.tag, enabled=query.enabled)
+    filters = devices.Filters(
+        q=query.q, type=query.type, status=query.status, tag=query.tag, enabled=query.enabled, site=query.site
+    )
     with tenancy.work(ctx.scope) as db:
         return devices.search(db, filters, Wanted(query.sort, PAGE_SIZE, position))
 
@@ -73,7 +80,10 @@ def find(ctx: web.Context, query: ListQuery) -> Found[Device]:
 def _values(ctx: web.Context) -> dict[str, object]:
     query = read_query()
     found = find(ctx, query)
+    with tenancy.work(ctx.scope) as db:
+        places = sites.choices(db)
     return {
+        "sites": places,
         "query": query,
         "found": found,
         "next_cursor": web.encode_cursor(f"page:devices:{query.sort}", found.next_position),
@@ -92,7 +102,7 @@ def device_list(ctx: web.Context) -> str:
 @pages.route("POST", "/devices", permission="device:write")
 def add_device(ctx: web.Context) -> Response:
     """Create a device and show how to connect it. The token is in this one answer and nowhere else."""
-    form = forms.texts("name", "type", "external_id", "tags", "is_gateway")
+    form = forms.texts("name", "type", "external_id", "tags", "is_gateway", "site")
     is_gateway = form["is_gateway"] == "true"
     wanted = devices.NewDevice(
         form["name"],
@@ -100,10 +110,11 @@ def add_device(ctx: web.Context) -> Response:
         form["external_id"] or None,
         is_gateway,
         tuple(forms.tags(form["tags"])),
+        form["site"] or None,
     )
     try:
         with tenancy.work(ctx.scope) as db:
             device, token = devices.create(db, wanted)
     except Problem as problem:
         return forms.refused("devices.html", problem, form=form, add_open=True, **_values(ctx))
-    return make_response(connect.page(device, token), 201)
+    return make_response(connect.page(device, token=token), 201)

@@ -1,11 +1,16 @@
 """Form fields as the services take them, and refusals as the page shows them: at the field they speak of."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from flask import Response, make_response, render_template, request
 
-from iiot.errors import Problem
+from iiot import clock
+from iiot.errors import Invalid, Problem
+
+# How long a new key or token works: days as the form sends them, and in words.
+ENDS = (("", "Until it is revoked"), ("7", "7 days"), ("30", "30 days"), ("90", "90 days"), ("365", "1 year"))
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,24 @@ def texts(*names: str) -> dict[str, str]:
 def tags(text: str) -> list[str]:
     """`"hall-b, pumps,"` → `["hall-b", "pumps"]`."""
     return [tag for tag in (part.strip() for part in text.split(",")) if tag]
+
+
+def email(text: str) -> str:
+    """An address as it is; raises Invalid for what cannot be one."""
+    local, _, domain = text.partition("@")
+    odd = any(each.isspace() or not each.isprintable() for each in text)
+    if not local or "." not in domain.strip(".") or "@" in domain or len(text) > 254 or odd:
+        raise Invalid(
+            "The address is not valid.", [{"loc": ["body", "email"], "msg": "write it like anna@example.com"}]
+        )
+    return text
+
+
+def end_after(days: str) -> datetime | None:
+    """When something that works for so many days ends; one of `ENDS`, else Invalid."""
+    if days not in dict(ENDS):
+        raise Invalid("The end is not valid.", [{"loc": ["body", "days"], "msg": "choose one of the list"}])
+    return clock.now() + timedelta(days=int(days)) if days else None
 
 
 def by_field(problem: Problem) -> dict[str, str]:

@@ -34,6 +34,13 @@ def pairs(raw: Raw) -> tuple[Integers, Values]:
     return milliseconds, found["num"].astype(np.float64)
 
 
+def packed(ts: Integers, values: Values) -> bytes:
+    """What `pairs` reads: milliseconds since 1970 and numbers, both (n,)."""
+    found = np.empty(len(ts), dtype=_PAIR)
+    found["ts"], found["num"] = ts * 1000 - _EPOCH_2000, values
+    return found.tobytes()
+
+
 def stamps(raw: Raw) -> Integers:
     """An array of timestamptz → milliseconds since 1970."""
     milliseconds: Integers = (_values(raw, _LONG).astype(np.int64) + _EPOCH_2000) // 1000

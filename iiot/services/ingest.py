@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session
 from iiot import tenancy
 from iiot.models import RejectedMessage
 from iiot.payloads import Parsed, PayloadError, Rejected, Value
+from iiot.services import metering
 from iiot.services.presence import StatusEvent, status
-from iiot.services.resolver import BOOLEAN, JSON, NUMBER, STRING, TYPES, Resolved, Resolver
+from iiot.services.resolver import BOOLEAN, JSON, KEPT_OVER_QUOTA, NUMBER, STRING, TYPES, Resolved, Resolver
 
 __all__ = ["KEPT_PAYLOAD", "Incoming", "Outcome", "Outcomes", "StatusEvent", "ingest", "status"]
 
@@ -63,6 +64,7 @@ class Outcome:
     reason: str | None = None
     limit: str | None = None
     ack: bool = False
+    retry_after: int | None = None
 
 
 class Outcomes(list[Outcome]):
@@ -85,7 +87,9 @@ class _Columns:
 REFUSALS = {
     "unknown-device": "There is no such device. Create it in the portal and use its uid and token.",
     "device-disabled": "This device is disabled. Enable it in the portal.",
-    "tenant-suspended": "The tenant of this device is suspended.",
+    "tenant-suspended": "The tenant of this device is suspended: nothing is stored until the platform administrator lets it in again.",
+    "tenant-deleting": "The tenant of this device is being deleted: nothing is stored unless an admin restores it.",
+    "readings-quota": "The tenant has stored all readings that its quota allows for today. The next day begins at midnight UTC.",
 }
 
 # One cache for the process. The lock keeps its users apart: one commit at a time is also what PostgreSQL serves best from one process.
@@ -128,7 +132,7 @@ class _Batch:
         wanted: dict[str, dict[str, int]] = defaultdict(dict)
         for message in self.messages:
             device = self.devices.get(message.uid)
-            if device is None or device.refused or message.parsed is None:
+            if device is None or device.refused or device.budget.is_spent or message.parsed is None:
                 continue
             signals = device.signals
             for _, values in message.parsed.items:
@@ -146,6 +150,9 @@ class _Batch:
         if message.parsed is None:
             error = message.error or PayloadError("no-payload", "The message is empty.")
             return self._refuse(error.code, message, device, error.reason, error.limit)
+        budget = device.budget
+        if budget.used >= budget.limit:
+            return self._over_quota(message, device)
         parsed = message.parsed
         columns = self.columns[device.tenant_id]
         before = len(columns.ts)
@@ -171,6 +178,7 @@ class _Batch:
                         index = parsed.places[place] if parsed.places else place
                         rejected.append(Rejected(index, refusal[0], refusal[1].format(key=key), refusal[2], key))
         accepted = len(columns.ts) - before
+        budget.used += accepted
         if rejected:
             self._keep(message, device, rejected[0].code, rejected[0].reason, rejected)
         if not accepted and rejected:
@@ -210,6 +218,15 @@ class _Batch:
         if message is not None and device is not None:
             self._keep(message, device, code, reason, None)
         return Outcome("rejected", code=code, reason=reason, limit=limit)
+
+    def _over_quota(self, message: Incoming, device: Resolved) -> Outcome:
+        """The day's readings are used up; the device may come back at midnight."""
+        budget = device.budget
+        budget.kept += 1
+        kept = budget.kept <= KEPT_OVER_QUOTA
+        outcome = self._refuse("readings-quota", message if kept else None, device, limit=str(budget.limit))
+        outcome.retry_after = metering.until_midnight()
+        return outcome
 
     def _keep(
         self, message: Incoming, device: Resolved, code: str, reason: str, details: Iterable[Rejected] | None

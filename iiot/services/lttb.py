@@ -92,6 +92,7 @@ class Downsampler:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._is_reduced = False
         self._ts: Stamps = np.empty(0, dtype=np.int64)
         self._values: Values = np.empty(0, dtype=np.float64)
 
@@ -100,12 +101,19 @@ class Downsampler:
         self._ts = np.concatenate((self._ts, ts))
         self._values = np.concatenate((self._values, values))
         if len(self._ts) > self._limit * PRESELECT_ABOVE:
-            # The bins divide what has come so far, so that readings that fill a small part of the range keep their detail.
-            start, span = int(self._ts[0]), int(self._ts[-1] - self._ts[0]) + 1
-            keep = min_max(self._ts, self._values, start, -(-span * 2 // (self._limit * PRESELECTION_RATIO)))
-            self._ts, self._values = self._ts[keep], self._values[keep]
+            self._reduce()
+
+    def _reduce(self) -> None:
+        # The bins divide what has come so far, so that readings that fill a small part of the range keep their detail.
+        start, span = int(self._ts[0]), int(self._ts[-1] - self._ts[0]) + 1
+        keep = min_max(self._ts, self._values, start, -(-span * 2 // (self._limit * PRESELECTION_RATIO)))
+        self._ts, self._values = self._ts[keep], self._values[keep]
+        self._is_reduced = True
 
     def points(self) -> tuple[Stamps, Values]:
         """The chosen points, ascending."""
+        if self._is_reduced:
+            # What came since is still whole. LTTB deals its points out by number, so it would have most of them.
+            self._reduce()
         keep = lttb(self._ts, self._values, self._limit)
         return self._ts[keep], self._values[keep]

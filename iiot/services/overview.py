@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from iiot import clock, tenancy
 from iiot.models import ConnectionEvent, Device, RejectedMessage, UsageDay
+from iiot.tenancy import ScopedSession
 
 RATE_STEP = 5
 RATE_STEPS = 60
@@ -19,6 +20,14 @@ _RATE = tenancy.sql(
     """
     SELECT floor(extract(epoch FROM created_at) / :step)::bigint AS slot, sum(cardinality(signal_ids)) AS readings
     FROM iiot.telemetry_batch WHERE created_at >= :since GROUP BY 1
+    """
+)
+# The same for a limited member: readings of the signals that they see, which row-level security decides.
+_RATE_SEEN = tenancy.sql(
+    """
+    SELECT floor(extract(epoch FROM b.created_at) / :step)::bigint AS slot, count(*) AS readings
+    FROM iiot.telemetry_batch b, unnest(b.signal_ids) AS s
+    WHERE b.created_at >= :since AND s = ANY (ARRAY(SELECT i.id FROM iiot.signal i)) GROUP BY 1
     """
 )
 
@@ -36,13 +45,16 @@ class Activity:
 
 @dataclass(frozen=True)
 class Overview:
-    """Counts are of now and of the present day in UTC. `rate` are readings per `rate_step` seconds, oldest first, the last ending at `rate_until`."""
+    """Counts are of now and of the present day in UTC; readings of a day are counted per tenant, so limited members are not told.
+
+    `rate` are readings per `rate_step` seconds, oldest first, the last ending at `rate_until`.
+    """
 
     devices: int
     online: int
     offline: int
     never_seen: int
-    readings_today: int
+    readings_today: int | None
     rejected_today: int
     rate: list[int]
     rate_until: int
@@ -50,8 +62,8 @@ class Overview:
     activity: list[Activity]
 
 
-def overview(db: Session) -> Overview:
-    """The overview of the session's tenant."""
+def overview(db: ScopedSession) -> Overview:
+    """The overview of the session's tenant, of what a limited member sees of it."""
     rows = db.execute(select(Device.status, func.count()).group_by(Device.status)).all()
     states = {row[0]: int(row[1]) for row in rows}
     today = clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
@@ -61,8 +73,7 @@ def overview(db: Session) -> Overview:
         online=states.get("online", 0),
         offline=states.get("offline", 0),
         never_seen=states.get("new", 0),
-        readings_today=db.scalar(select(func.coalesce(func.sum(UsageDay.readings), 0)).where(UsageDay.day >= today))
-        or 0,
+        readings_today=None if db.scope.limited_user is not None else _readings_since(db, today),
         rejected_today=_rejected_since(db, today),
         rate=rate,
         rate_until=until,
@@ -71,17 +82,22 @@ def overview(db: Session) -> Overview:
     )
 
 
+def _readings_since(db: Session, moment: datetime) -> int:
+    return db.scalar(select(func.coalesce(func.sum(UsageDay.readings), 0)).where(UsageDay.day >= moment)) or 0
+
+
 def _rejected_since(db: Session, moment: datetime) -> int:
     """Counted among the newest messages only: a device that is refused all day must not slow the page down."""
     newest = select(RejectedMessage.received_at).order_by(RejectedMessage.id.desc()).limit(MOST_COUNTED).subquery()
     return db.scalar(select(func.count()).select_from(newest).where(newest.c.received_at >= moment)) or 0
 
 
-def _rate(db: Session) -> tuple[list[int], int]:
+def _rate(db: ScopedSession) -> tuple[list[int], int]:
     """Readings per slot of the last minutes and the start of the newest slot, in seconds since the epoch."""
     newest = int(clock.now().timestamp()) // RATE_STEP
     since = clock.from_ms((newest - RATE_STEPS + 1) * RATE_STEP * 1000)
-    slots = {slot: int(readings) for slot, readings in db.execute(_RATE, {"step": RATE_STEP, "since": since})}
+    statement = _RATE if db.scope.limited_user is None else _RATE_SEEN
+    slots = {slot: int(readings) for slot, readings in db.execute(statement, {"step": RATE_STEP, "since": since})}
     return [slots.get(slot, 0) for slot in range(newest - RATE_STEPS + 1, newest + 1)], newest * RATE_STEP
 
 

@@ -1,4 +1,4 @@
-"""The broker's clients compared with the devices of the database, and mended: the database is right."""
+"""The broker's clients compared with the credentials of the database, and mended: the database is right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 from prometheus_client import Gauge
 
 from iiot import broker, clock, tenancy
-from iiot.broker import BrokerClient, StoredDevice
+from iiot.broker import BrokerLogin, StoredLogin, read_user_name
 from iiot.config import Settings, load
 
 # A device is told to the broker right after its commit. One so young that is missing is on its way.
@@ -17,7 +17,7 @@ GRACE = timedelta(seconds=30)
 
 drift_gauge = Gauge(
     "iiot_broker_drift",
-    "Devices whose login at the broker differed from the database at the last comparison: missing, extra, wrong_state.",
+    "Logins of devices at the broker that differed from the database at the last comparison: missing, extra, wrong_state.",
     ["kind"],
     multiprocess_mode="mostrecent",
 )
@@ -27,8 +27,8 @@ log = structlog.get_logger("provisioning")
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """Uids that differed. `missing`: not at the broker, or there with another token; `extra`: there, but no device;
-    `wrong_state`: let in while disabled, or the other way round."""
+    """User names (`<uid>`, `<uid>.<slot>`) that differed. `missing`: not at the broker, or there with another token;
+    `extra`: there, but no device has such a credential now; `wrong_state`: let in while disabled, or the other way round."""
 
     missing: tuple[str, ...]
     extra: tuple[str, ...]
@@ -41,7 +41,7 @@ class Drift:
 def reconcile(settings: Settings | None = None) -> Drift:
     """Compare and mend; returns what was found.
 
-    Extra clients are removed and wrong states set. A missing client cannot be made here, because its token is stored
+    Extra clients are removed, those of expired credentials among them, and wrong states set. A missing client cannot be made here, because its token is stored
     nowhere: the embedded broker is asked to start again with a file made from the verifiers; for any other the log says
     what to do. A client with another token than the newest is shut out at once. Raises BrokerUnavailable.
     """
@@ -51,45 +51,50 @@ def reconcile(settings: Settings | None = None) -> Drift:
     if broker.secure_defaults():
         log.error("the broker allowed by default what no role allows; this was changed")
     # In this order: a device reaches the broker after it is in the database, so an unknown client is really unknown.
-    clients = {client.uid: client for client in broker.list_devices()}
+    clients = {client.user: client for client in broker.list_logins()}
     with tenancy.work(tenancy.system("provision")) as db:
-        devices = {device.uid: device for device in broker.stored_devices(db)}
-    drift = compare(clients, devices)
+        logins = {login.user: login for login in broker.stored_logins(db)}
+    drift = compare(clients, logins)
     for kind in ("missing", "extra", "wrong_state"):
         drift_gauge.labels(kind).set(len(getattr(drift, kind)))
     if drift:
         log.warning("the broker differs", missing=drift.missing, extra=drift.extra, wrong_state=drift.wrong_state)
-        _mend(settings, drift, clients, devices)
+        _mend(settings, drift, clients, logins)
     return drift
 
 
-def compare(clients: dict[str, BrokerClient], devices: dict[str, StoredDevice]) -> Drift:
-    """What differs between the broker's clients and the devices, both by uid."""
+def compare(clients: dict[str, BrokerLogin], logins: dict[str, StoredLogin]) -> Drift:
+    """What differs between the broker's clients and the credentials, both by user name."""
     young = clock.now() - GRACE
     missing = [
-        uid
-        for uid, device in devices.items()
-        if device.issued_at < young and (uid not in clients or clients[uid].mark != device.mark)
+        user
+        for user, login in logins.items()
+        if login.issued_at < young and (user not in clients or clients[user].mark != login.mark)
     ]
-    known = clients.keys() & devices.keys()
+    known = clients.keys() & logins.keys()
     return Drift(
         tuple(sorted(missing)),
-        tuple(sorted(clients.keys() - devices.keys())),
-        tuple(sorted(uid for uid in known if clients[uid].enabled != devices[uid].enabled)),
+        tuple(sorted(clients.keys() - logins.keys())),
+        tuple(sorted(user for user in known if clients[user].enabled != logins[user].enabled)),
     )
 
 
-def _mend(settings: Settings, drift: Drift, clients: dict[str, BrokerClient], devices: dict[str, StoredDevice]) -> None:
-    for uid in drift.extra:
-        broker.remove_device(uid)
-    for uid in drift.wrong_state:
-        broker.set_enabled(uid, devices[uid].enabled)
+def _mend(settings: Settings, drift: Drift, clients: dict[str, BrokerLogin], logins: dict[str, StoredLogin]) -> None:
+    enabled = {login.uid: login.enabled for login in logins.values()}
+    for user in drift.extra:
+        uid = _uid(user)
+        if uid in enabled:
+            broker.remove_login(user)
+        else:
+            broker.remove_device(uid)
+    for uid in {_uid(user) for user in drift.wrong_state}:
+        broker.set_enabled(uid, enabled[uid])
     if not drift.missing:
         return
-    for uid in drift.missing:
-        if uid in clients:
+    for user in drift.missing:
+        if user in clients:
             # Its older token was revoked; until the newest one is there, nobody may come in with it.
-            broker.remove_device(uid)
+            broker.remove_login(user)
     folder = settings.data_dir / "mosquitto"
     if folder.is_dir():
         (folder / "rebuild").touch()
@@ -99,3 +104,9 @@ def _mend(settings: Settings, drift: Drift, clients: dict[str, BrokerClient], de
             devices=drift.missing[:20],
             count=len(drift.missing),
         )
+
+
+def _uid(user: str) -> str:
+    """The device behind a user name of `broker.list_logins`."""
+    parsed = read_user_name(user)
+    return parsed[0] if parsed else user

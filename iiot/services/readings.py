@@ -18,8 +18,8 @@ from iiot.services import aggregates, devices, rollups
 from iiot.services.aggregates import Partials, TimeWeighted
 from iiot.services.arrays import Integers
 from iiot.services.buckets import edges
-from iiot.services.lttb import Downsampler
-from iiot.services.series import Reader, too_much
+from iiot.services.lttb import PRESELECT_ABOVE, PRESELECTION_RATIO, Downsampler
+from iiot.services.series import Reader, Series, too_much
 from iiot.services.signals import value_of
 from iiot.services.timespan import HOUR, Interval, invalid, parse_instant, parse_interval, parse_zone
 
@@ -173,7 +173,7 @@ class _Asked:
     def _changed(self, signals: Sequence[int]) -> dict[int, set[int]] | None:
         """Hours not to trust, or None when hourly sums do not fit: short ranges, or buckets that begin within an hour (UTC)."""
         question = self.question
-        if question.agg not in aggregates.COMBINABLE or question.stop - question.start < 3 * HOUR:
+        if question.agg not in (*aggregates.COMBINABLE, "lttb") or question.stop - question.start < 3 * HOUR:
             return None
         if question.interval is not None and (self.edges % HOUR).any():
             return None
@@ -204,9 +204,24 @@ class _Asked:
     def _chart(self, signal: int) -> list[Point]:
         question = self.question
         sampler = Downsampler(question.most)
-        for part in self.reader.parts(signal, question.start, question.stop):
+        for part in self._candidates(signal):
             sampler.feed(*part)
         return _pairs(*sampler.points())
+
+    def _candidates(self, signal: int) -> Iterator[Series]:
+        """What a chart chooses from: all readings, or the kept extremes of dense hours where those are at least twice as fine as it needs."""
+        question = self.question
+        bins = question.most * PRESELECTION_RATIO // 2
+        if self.changed is not None and question.stop - question.start >= 2 * rollups.EXTREMES_BIN * bins:
+            dense, raw = rollups.read_dense(self.db, signal, question.start, question.stop, self.changed[signal])
+            # With fewer readings than this the chart is chosen from all of them.
+            if sum(hour.n for hour in dense) > question.most * PRESELECT_ABOVE:
+                parts = [(hour.hour, iter([hour.extremes])) for hour in dense]
+                parts += [(start, self.reader.parts(signal, start, stop)) for start, stop in raw]
+                for _, readings in sorted(parts, key=lambda part: part[0]):
+                    yield from readings
+                return
+        yield from self.reader.parts(signal, question.start, question.stop)
 
     def _numbers(self, signal: Signal) -> tuple[Integers, Any]:
         question = self.question

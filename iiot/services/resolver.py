@@ -6,18 +6,44 @@ Telemetry has no foreign key, so this is the guard: a reading is only ever store
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from sqlalchemy import select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from iiot.models import Device, Quota, Signal, Tenant
+from iiot.models import Device, Quota, Signal, Tenant, UsageDay
 
 MAX_AGE = 3.0
 MAX_ENTRIES = 200_000
 NUMBER, BOOLEAN, STRING, JSON = range(4)
 TYPES = ("number", "boolean", "string", "json")
-DEFAULT_SIGNALS = 500
+DAY = 86_400
+# Why nothing of a tenant's devices is taken, by the tenant's status.
+TENANT_REFUSALS = {"suspended": "tenant-suspended", "deleting": "tenant-deleting"}
+# Of what is refused for its quota this many messages are kept each time that the quota is read; keeping all would cost more than storing them.
+KEPT_OVER_QUOTA = 10
+
+
+@dataclass(slots=True)
+class Budget:
+    """What a tenant may still store today (UTC), as this process knows it.
+
+    `used` is the larger one of what the table of use says, read every three seconds, and what was known before plus what this process stored
+    since. So a tenant passes its limit by one message, and by what the other processes stored in the last three seconds and the tailer that fills
+    the table has not read. It never takes anybody for over the limit who is not.
+    """
+
+    tenant_uid: str
+    limit: int = 0
+    used: int = 0
+    day: int = 0
+    kept: int = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing more may be stored today."""
+        return self.used >= self.limit
 
 
 @dataclass(slots=True)
@@ -30,6 +56,7 @@ class Resolved:
     refused: str | None
     signal_limit: int
     loaded_at: float
+    budget: Budget
     signals: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -38,6 +65,7 @@ class Resolver:
 
     def __init__(self) -> None:
         self._known: dict[str, Resolved] = {}
+        self._budgets: dict[str, Budget] = {}
 
     def resolve(self, db: Session, uids: Iterable[str]) -> dict[str, Resolved]:
         """uid → device for the uids that exist; what is missing or old is loaded in bulk."""
@@ -52,26 +80,49 @@ class Resolver:
     def forget(self, uids: Iterable[str]) -> None:
         """Drop what was learnt in a transaction that failed."""
         for uid in uids:
-            self._known.pop(uid, None)
+            entry = self._known.pop(uid, None)
+            if entry is not None:
+                self._budgets.pop(entry.budget.tenant_uid, None)
 
     def _load(self, db: Session, uids: list[str], now: float) -> None:
         if len(self._known) > MAX_ENTRIES:
             self._known.clear()
-        self.forget(uids)
+            self._budgets.clear()
+        for uid in uids:
+            self._known.pop(uid, None)
+        columns = (Device.uid, Device.tenant_id, Device.id, Device.enabled, Tenant.status)
         rows = db.execute(
-            select(Device.uid, Device.tenant_id, Device.id, Device.enabled, Tenant.status, Quota.signals_per_device)
+            select(*columns, Quota.signals_per_device, Quota.readings_per_day, Tenant.uid)
             .join(Tenant, Tenant.id == Device.tenant_id)
             .outerjoin(Quota, Quota.tenant_id == Device.tenant_id)
             .where(Device.uid.in_(uids))
         ).all()
+        self._load_budgets(db, {row[1]: (row[7], row[6] or 0) for row in rows})
         by_id: dict[tuple[int, int], Resolved] = {}
-        for uid, tenant_id, device_id, enabled, status, limit in rows:
-            refused = (
-                None if enabled and status == "active" else "device-disabled" if not enabled else "tenant-suspended"
-            )
-            by_id[tenant_id, device_id] = Resolved(uid, tenant_id, device_id, refused, limit or DEFAULT_SIGNALS, now)
+        for uid, tenant_id, device_id, enabled, status, limit, _, tenant_uid in rows:
+            refused = TENANT_REFUSALS.get(status) if enabled else "device-disabled"
+            budget = self._budgets[tenant_uid]
+            by_id[tenant_id, device_id] = Resolved(uid, tenant_id, device_id, refused, limit or 0, now, budget)
         self._load_signals(db, by_id)
         self._known.update({entry.uid: entry for entry in by_id.values()})
+
+    def _load_budgets(self, db: Session, limits: dict[int, tuple[str, int]]) -> None:
+        """Bring the budgets of these tenants up to date, tenant id → (uid, limit); the objects stay, as devices share them."""
+        if not limits:
+            return
+        day = int(time.time() // DAY)
+        today = datetime.fromtimestamp(day * DAY, UTC)
+        rows = db.execute(
+            select(UsageDay.tenant_id, UsageDay.readings).where(
+                UsageDay.tenant_id.in_(list(limits)), UsageDay.day == today
+            )
+        ).all()
+        stored = {row[0]: row[1] for row in rows}
+        for tenant_id, (uid, limit) in limits.items():
+            budget = self._budgets.setdefault(uid, Budget(uid))
+            known = budget.used if budget.day == day else 0
+            budget.limit, budget.day, budget.kept = limit, day, 0
+            budget.used = max(known, stored.get(tenant_id, 0))
 
     @staticmethod
     def _load_signals(db: Session, by_id: dict[tuple[int, int], Resolved]) -> None:
@@ -111,4 +162,4 @@ class Resolver:
             self._load_signals(db, by_id)
 
 
-__all__ = ["BOOLEAN", "JSON", "NUMBER", "STRING", "TYPES", "Resolved", "Resolver"]
+__all__ = ["BOOLEAN", "JSON", "KEPT_OVER_QUOTA", "NUMBER", "STRING", "TYPES", "Budget", "Resolved", "Resolver"]

@@ -15,12 +15,17 @@ from sqlalchemy.orm import Session
 from iiot import clock, tenancy
 from iiot.services import aggregates, arrays
 from iiot.services.aggregates import Partials
+from iiot.services.arrays import Integers, Values
+from iiot.services.lttb import min_max
 from iiot.services.series import Reader
 from iiot.services.timespan import HOUR
 
 TAILER = "rollup"
 # With more of the log unread than this the tailer is out of order, and raw readings are the cheaper truth.
 MAX_UNREAD = 2_000
+# Extremes are kept of every bin of this many milliseconds, in hours with more readings than twice the points that are kept.
+EXTREMES_BIN = 10_000
+DENSE = 4 * HOUR // EXTREMES_BIN
 
 _MARK = tenancy.sql(
     """
@@ -52,11 +57,12 @@ _STORE = tenancy.sql(
     """
     UPDATE iiot.rollup_1h AS r
     SET n = u.n, minimum = u.minimum, maximum = u.maximum, total = u.total, sumsq = u.sumsq,
-        first = u.first, last = u.last, first_ts = u.first_ts, last_ts = u.last_ts
+        first = u.first, last = u.last, first_ts = u.first_ts, last_ts = u.last_ts, extremes = u.extremes
     FROM unnest(CAST(:signals AS integer[]), CAST(:hours AS timestamptz[]), CAST(:marks AS text[]), CAST(:n AS integer[]),
                 CAST(:minimum AS float8[]), CAST(:maximum AS float8[]), CAST(:total AS float8[]), CAST(:sumsq AS float8[]),
-                CAST(:first AS float8[]), CAST(:last AS float8[]), CAST(:first_ts AS timestamptz[]), CAST(:last_ts AS timestamptz[]))
-        AS u(signal, hour, mark, n, minimum, maximum, total, sumsq, first, last, first_ts, last_ts)
+                CAST(:first AS float8[]), CAST(:last AS float8[]), CAST(:first_ts AS timestamptz[]), CAST(:last_ts AS timestamptz[]),
+                CAST(:extremes AS bytea[]))
+        AS u(signal, hour, mark, n, minimum, maximum, total, sumsq, first, last, first_ts, last_ts, extremes)
     WHERE r.tenant_id = (SELECT iiot.tid()) AND r.signal_id = u.signal AND r.hour = u.hour AND r.n = 0 AND r.xmin::text = u.mark
     """
 )
@@ -74,6 +80,12 @@ _SUMS = tenancy.sql(
            array_send(array_agg(first_ts)), array_send(array_agg(last_ts))
     FROM (SELECT * FROM iiot.rollup_1h
           WHERE tenant_id = (SELECT iiot.tid()) AND signal_id = :signal AND hour >= :start AND hour < :stop ORDER BY hour) AS sums
+    """
+)
+_EXTREMES = tenancy.sql(
+    """
+    SELECT hour, n, extremes FROM iiot.rollup_1h
+    WHERE tenant_id = (SELECT iiot.tid()) AND signal_id = :signal AND hour >= :start AND hour < :stop ORDER BY hour
     """
 )
 _UNREAD = tenancy.sql(
@@ -99,6 +111,14 @@ class Pending(NamedTuple):
     signal_id: int
     hour: datetime
     mark: str
+
+
+class Dense(NamedTuple):
+    """An hour (ms) whose extremes are kept: `n` readings, of which (ts, values) are the extremes, ascending."""
+
+    hour: int
+    n: int
+    extremes: tuple[Integers, Values]
 
 
 class Hours(NamedTuple):
@@ -130,13 +150,13 @@ def sum_up(db: Session, waiting: Sequence[Pending]) -> int:
     Reads first and writes last, so that the transaction is a writer for a moment only. An hour that changed meanwhile stays marked.
     """
     reader = Reader(db)
-    full: list[tuple[Pending, Partials]] = []
+    full: list[tuple[Pending, Partials, bytes | None]] = []
     empty: list[Pending] = []
     for item in waiting:
         start = clock.to_ms(item.hour)
         ts, values = reader.part(item.signal_id, start, start + HOUR)
         if len(ts):
-            full.append((item, aggregates.partials(ts, values, np.array([start, start + HOUR]))))
+            full.append((item, aggregates.partials(ts, values, np.array([start, start + HOUR])), _extremes(ts, values)))
         else:
             empty.append(item)
     if full:
@@ -144,6 +164,14 @@ def sum_up(db: Session, waiting: Sequence[Pending]) -> int:
     if empty:
         db.execute(_DROP, _keys(empty))
     return len(full)
+
+
+def _extremes(ts: Integers, values: Values) -> bytes | None:
+    """The extremes of an hour with many readings, None of any other."""
+    if len(ts) <= DENSE:
+        return None
+    kept = min_max(ts, values, int(ts[0]) // HOUR * HOUR, EXTREMES_BIN)
+    return arrays.packed(ts[kept], values[kept])
 
 
 def _keys(items: Iterable[Pending]) -> dict[str, object]:
@@ -155,12 +183,13 @@ def _keys(items: Iterable[Pending]) -> dict[str, object]:
     }
 
 
-def _columns(full: list[tuple[Pending, Partials]]) -> dict[str, object]:
-    rows = Partials._make(np.concatenate(columns) for columns in zip(*(sums for _, sums in full), strict=True))
+def _columns(full: list[tuple[Pending, Partials, bytes | None]]) -> dict[str, object]:
+    rows = Partials._make(np.concatenate(columns) for columns in zip(*(sums for _, sums, _ in full), strict=True))
     columns: dict[str, object] = {name: column.tolist() for name, column in rows._asdict().items() if name != "bucket"}
     for name in ("first_ts", "last_ts"):
         columns[name] = [clock.from_ms(ts) for ts in getattr(rows, name).tolist()]
-    return columns | _keys(item for item, _ in full)
+    columns["extremes"] = [extremes for *_, extremes in full]
+    return columns | _keys(item for item, *_ in full)
 
 
 def changed_hours(db: Session, signals: Sequence[int], before: int) -> dict[int, set[int]] | None:
@@ -190,6 +219,21 @@ def read(db: Session, signal: int, start: int, stop: int, changed: set[int]) -> 
     unsure = sorted({each for each in changed if first <= each < last} | set(hours[stale].tolist()))
     sums = Partials._make(column[~stale] for column in rows)
     return Hours(sums, _ranges(start, first, unsure, last, stop))
+
+
+def read_dense(
+    db: Session, signal: int, start: int, stop: int, changed: set[int]
+) -> tuple[list[Dense], list[tuple[int, int]]]:
+    """The hours in [start, stop) whose extremes are kept, and the ranges beside them to be read raw; `changed` as for `read`."""
+    first, last = -(-start // HOUR) * HOUR, stop // HOUR * HOUR
+    bounds = {"signal": signal, "start": clock.from_ms(first), "stop": clock.from_ms(max(first, last))}
+    dense = []
+    for moment, n, raw in db.execute(_EXTREMES, bounds):
+        hour = clock.to_ms(moment)
+        if n and raw is not None and hour not in changed:
+            dense.append(Dense(hour, n, arrays.pairs(raw)))
+    known = {each.hour for each in dense}
+    return dense, _ranges(start, first, [hour for hour in range(first, last, HOUR) if hour not in known], last, stop)
 
 
 def _ranges(start: int, first: int, unsure: list[int], last: int, stop: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Sign-in, refresh, sign-out: one row per sign-in, whose refresh token rotates at each use (RFC 9700 section 4.14.2).
+"""Sessions: one row per sign-in, whose refresh token rotates at each use (RFC 9700 section 4.14.2).
 
 A refresh token is `<session uid><secret>`: 26 and 43 characters. The database holds SHA-256 hashes of the current one and the one before. The
 successor of a secret is derived from it with the server's key, so a client that lost the answer gets the same one again within 20 seconds, and an
@@ -9,20 +9,25 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import ColumnElement
 
 from iiot import auth, cache, clock, config, ids, metrics, tenancy
-from iiot.errors import Forbidden, Invalid, Unauthorized
+from iiot.errors import Invalid, NotFound, Unauthorized
 from iiot.models import Membership, RefreshSession, Tenant, User
+from iiot.services import audit, mail, standing
 
 log = structlog.get_logger(__name__)
 
 IDLE = timedelta(days=7)
 GRACE = timedelta(seconds=20)
 TOUCH_EVERY = timedelta(minutes=10)
-WRONG = "The e-mail address or the password is wrong."
 ENDED = "The session has ended. Sign in again."
+REUSED = """A program used an old token of a session of yours. That happens when a token was copied, so the session was ended.
+
+If you did not expect this, change your password and look through your sessions: {link}
+"""
 
 
 @dataclass(frozen=True)
@@ -47,44 +52,17 @@ class Opened:
     expires_at: datetime
 
 
-def sign_in(email: str, password: str, client: Client, tenant: str | None = None) -> Opened:
-    """Open a session for the right password; raises Unauthorized for a wrong one and for an unknown address, alike and after the same time.
-
-    `tenant`: uid or slug of the tenant to work in; without it the one used last, or the first. Opens its own transactions, as hashing for 0.3 s
-    must not hold a connection.
-    """
-    with tenancy.work(tenancy.system("sign-in")) as db:
-        user = _user_by_email(db, email)
-    good = auth.verify_password(password, user.password_hash if user else None)
-    if user is None or not good:
-        metrics.logins.labels("wrong").inc()
-        log.info("sign-in refused", address=client.address)
-        raise Unauthorized(WRONG)
-    if user.status != "active":
-        metrics.logins.labels("disabled").inc()
-        raise Forbidden("This account is disabled. Ask an admin of your tenant.", "account-disabled")
-    with tenancy.work(tenancy.system("sign-in")) as db:
-        opened = open_session(db, user.id, client, tenant)
-    metrics.logins.labels("ok").inc()
-    log.info("signed in", user=user.uid, address=client.address)
-    return opened
-
-
-def _user_by_email(db: Session, email: str) -> User | None:
-    return db.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
-
-
 def open_session(db: Session, user_id: int, client: Client | None = None, tenant: str | None = None) -> Opened:
-    """Open a session for a user whose identity was proved elsewhere (sign-in, registration). `db`: scope "sign-in"."""
+    """Open a session for a user whose identity was proved elsewhere (sign-in, registration, invitation). `db`: scope "sign-in"."""
     client = client or Client()
     user = db.get_one(User, user_id, with_for_update=True)
-    membership = _choose_membership(db, user, tenant)
+    chosen = _choose_tenant(db, user, tenant)
     now = clock.now()
     uid, secret = ids.new_uid(), ids.new_token()
     row = RefreshSession(
         uid=uid,
         user_id=user.id,
-        tenant_id=membership[0].tenant_id if membership else None,
+        tenant_id=chosen,
         current_hash=auth.refresh_token_hash(uid + secret),
         fingerprint=client.fingerprint,
         user_agent=client.user_agent[:256],
@@ -96,26 +74,35 @@ def open_session(db: Session, user_id: int, client: Client | None = None, tenant
     db.add(row)
     user.last_login_at = now
     db.flush()
-    role, found = (membership[0].role, membership[1]) if membership else (None, None)
-    return Opened(_principal(user, row, role, found), user.epoch, uid + secret, row.expires_at)
+    found = _load(db, uid)
+    if found is None:
+        raise Unauthorized(ENDED)
+    principal = found.principal
+    audit.record(db, "session.sign-in", ("session", uid), actor=principal)
+    return Opened(principal, user.epoch, uid + secret, row.expires_at)
 
 
-def _choose_membership(db: Session, user: User, wanted: str | None) -> tuple[Membership, Tenant] | None:
-    rows = db.execute(
-        select(Membership, Tenant)
-        .join(Tenant, Tenant.id == Membership.tenant_id)
-        .where(Membership.user_id == user.id)
-        .order_by(Membership.created_at, Tenant.id)
-    ).all()
+def _tenants_of(db: Session, user_id: int) -> list[Tenant]:
+    statement = select(Tenant).join(Membership, Membership.tenant_id == Tenant.id).where(Membership.user_id == user_id)
+    return list(db.scalars(statement.order_by(Membership.created_at, Tenant.id)))
+
+
+def _named(tenants: list[Tenant], wanted: str) -> Tenant:
+    for tenant in tenants:
+        if wanted in (tenant.uid, tenant.slug):
+            return tenant
+    raise Invalid(
+        "You cannot sign in to that tenant.",
+        [{"loc": ["body", "tenant"], "msg": "no tenant of yours has this id or slug"}],
+    )
+
+
+def _choose_tenant(db: Session, user: User, wanted: str | None) -> int | None:
+    """The tenant that a new session works in: the one that is asked for, the one used last, or the first that is active."""
+    rows = _tenants_of(db, user.id)
     if wanted is not None:
-        chosen = next((row for row in rows if wanted in (row[1].uid, row[1].slug)), None)
-        if chosen is None:
-            raise Invalid(
-                "You cannot sign in to that tenant.",
-                [{"loc": ["body", "tenant"], "msg": "no tenant of yours has this id or slug"}],
-            )
-        return chosen[0], chosen[1]
-    usable = [row for row in rows if row[1].status == "active"] or list(rows)
+        return _named(rows, wanted).id
+    usable = [row for row in rows if row.status == "active"] or rows
     if not usable:
         return None
     last = db.scalar(
@@ -124,30 +111,32 @@ def _choose_membership(db: Session, user: User, wanted: str | None) -> tuple[Mem
         .order_by(RefreshSession.last_used_at.desc())
         .limit(1)
     )
-    chosen = next((row for row in usable if row[0].tenant_id == last), usable[0])
-    return chosen[0], chosen[1]
+    return next((row for row in usable if row.id == last), usable[0]).id
 
 
-def _principal(user: User, row: RefreshSession, role: str | None, tenant: Tenant | None) -> auth.Principal:
-    return auth.Principal(
-        kind="user",
-        tenant_id=tenant.id if tenant else None,
-        tenant_uid=tenant.uid if tenant else None,
-        user_id=user.id,
-        user_uid=user.uid,
-        role=role,
-        session_uid=row.uid,
-        is_platform_admin=user.is_platform_admin,
-        must_change_password=user.must_change_password,
-    )
+@dataclass(frozen=True)
+class _Found:
+    """A session with its user, tenant and role."""
+
+    row: RefreshSession
+    user: User
+    tenant: Tenant | None
+    principal: auth.Principal
+
+    def check(self) -> None:
+        """Raises Unauthorized when the session, the user or the membership has ended."""
+        row, now = self.row, clock.now()
+        if row.revoked_at is not None or row.expires_at <= now or row.last_used_at + IDLE <= now:
+            raise Unauthorized(ENDED)
+        if self.user.status != "active":
+            raise Unauthorized("This account is disabled. Ask an admin of your tenant.")
+        if row.tenant_id is not None and self.principal.role is None:
+            raise Unauthorized(ENDED)
 
 
-def _load(
-    db: Session, session_uid: str, *, lock: bool = False
-) -> tuple[RefreshSession, User, str | None, Tenant | None] | None:
-    """The session with its user, role and tenant."""
+def _load(db: Session, session_uid: str, *, lock: bool = False) -> _Found | None:
     statement = (
-        select(RefreshSession, User, Membership.role, Tenant)
+        select(RefreshSession, User, Tenant, *standing.COLUMNS)
         .join(User, User.id == RefreshSession.user_id)
         .outerjoin(Membership, (Membership.user_id == User.id) & (Membership.tenant_id == RefreshSession.tenant_id))
         .outerjoin(Tenant, Tenant.id == RefreshSession.tenant_id)
@@ -155,34 +144,24 @@ def _load(
     )
     if lock:
         statement = statement.with_for_update(of=RefreshSession)
-    found = db.execute(statement).one_or_none()
-    return None if found is None else (found[0], found[1], found[2], found[3])
-
-
-def _check_alive(row: RefreshSession, user: User, role: str | None, tenant: Tenant | None) -> None:
-    now = clock.now()
-    if row.revoked_at is not None or row.expires_at <= now or row.last_used_at + IDLE <= now:
-        raise Unauthorized(ENDED)
-    if user.status != "active":
-        raise Unauthorized("This account is disabled. Ask an admin of your tenant.")
-    if row.tenant_id is not None and role is None:
-        raise Unauthorized(ENDED)
-    if tenant is not None and tenant.status != "active":
-        raise Forbidden("This tenant is suspended. Ask the platform administrator.", "tenant-suspended")
+    found = db.execute(standing.with_role(statement)).one_or_none()
+    if found is None:
+        return None
+    row, user, tenant, role, name, permissions, is_limited = found
+    return _Found(row, user, tenant, standing.person(user, tenant, role, (name, permissions), is_limited, row))
 
 
 def principal_of(session_uid: str, user_uid: str, epoch: int) -> auth.Principal:
     """The person behind an access token, as the database knows it now; raises Unauthorized when the session or its epoch has ended."""
     with tenancy.work(tenancy.system("sign-in")) as db:
         found = _load(db, session_uid)
-        if found is None or found[1].uid != user_uid or found[1].epoch != epoch:
+        if found is None or found.user.uid != user_uid or found.user.epoch != epoch:
             raise Unauthorized(ENDED)
-        row, user, role, tenant = found
-        _check_alive(row, user, role, tenant)
+        found.check()
         now = clock.now()
-        if row.last_used_at + TOUCH_EVERY < now:
-            db.execute(update(RefreshSession).where(RefreshSession.id == row.id).values(last_used_at=now))
-        return _principal(user, row, role, tenant)
+        if found.row.last_used_at + TOUCH_EVERY < now:
+            db.execute(update(RefreshSession).where(RefreshSession.id == found.row.id).values(last_used_at=now))
+        return found.principal
 
 
 def refresh(token: str, client: Client) -> Opened:
@@ -196,11 +175,16 @@ def refresh(token: str, client: Client) -> Opened:
         if found is None:
             metrics.refreshes.labels("refused").inc()
             raise Unauthorized("The refresh token is not valid. Sign in again.")
-        row, user, role, tenant = found
-        _check_alive(row, user, role, tenant)
+        found.check()
+        row, user = found.row, found.user
         successor = _rotate(row, token, client)
         if successor is None:
             _revoke(db, row, "refresh token used twice")
+            audit.record(db, "session.token-reused", ("session", row.uid), actor=found.principal)
+            if mail.configured():
+                mail.after_commit(
+                    db, user.email, "A session was ended for safety", REUSED.format(link=mail.link("/account"))
+                )
         else:
             db.flush()
     if successor is None:
@@ -213,7 +197,7 @@ def refresh(token: str, client: Client) -> Opened:
             address=client.address,
         )
         raise Unauthorized("This refresh token was used before, so the session was ended for safety. Sign in again.")
-    return Opened(_principal(user, row, role, tenant), user.epoch, successor, row.expires_at)
+    return Opened(found.principal, user.epoch, successor, row.expires_at)
 
 
 def _rotate(row: RefreshSession, token: str, client: Client) -> str | None:
@@ -248,6 +232,7 @@ def sign_out(db: Session, session_uid: str) -> None:
         .where(RefreshSession.uid == session_uid, RefreshSession.revoked_at.is_(None))
         .values(revoked_at=clock.now(), revoked_why="signed out")
     )
+    audit.record(db, "session.sign-out", ("session", session_uid))
     tenancy.after_commit(db, cache.forget_everywhere)
 
 
@@ -261,50 +246,85 @@ def end_all(db: Session, user_id: int, why: str, *, keep: str | None = None) -> 
     tenancy.after_commit(db, cache.forget_everywhere)
 
 
-def change_password(principal: auth.Principal, current: str, new: str, client: Client) -> Opened:
-    """Replace the caller's password: this session lives on with fresh tokens, all others end. Raises Invalid for a wrong or poor password.
+def mine(db: Session, principal: auth.Principal) -> list[RefreshSession]:
+    """The caller's sessions that work, the newest use first. `db`: scope "sign-in"."""
+    statement = select(RefreshSession).where(RefreshSession.user_id == principal.user_id, *_live())
+    return list(db.scalars(statement.order_by(RefreshSession.last_used_at.desc(), RefreshSession.id.desc())))
 
-    Opens its own transactions, as hashing must not hold a connection.
+
+def _live() -> tuple[ColumnElement[bool], ...]:
+    now = clock.now()
+    return (
+        RefreshSession.revoked_at.is_(None),
+        RefreshSession.expires_at > now,
+        RefreshSession.last_used_at > now - IDLE,
+    )
+
+
+def end_one(db: Session, principal: auth.Principal, session_uid: str) -> None:
+    """End one of the caller's sessions; raises NotFound for any other. `db`: scope "sign-in"."""
+    ended = db.execute(
+        update(RefreshSession)
+        .where(RefreshSession.uid == session_uid, RefreshSession.user_id == principal.user_id, *_live())
+        .values(revoked_at=clock.now(), revoked_why="ended by its person")
+        .returning(RefreshSession.id)
+    ).one_or_none()
+    if ended is None:
+        raise NotFound("session")
+    audit.record(db, "session.end", ("session", session_uid))
+    tenancy.after_commit(db, cache.forget_everywhere)
+
+
+def end_others(db: Session, principal: auth.Principal) -> int:
+    """End all of the caller's sessions but the one that asks; returns how many there were. `db`: scope "sign-in"."""
+    ended = db.scalars(
+        update(RefreshSession)
+        .where(RefreshSession.user_id == principal.user_id, RefreshSession.uid != principal.session_uid, *_live())
+        .values(revoked_at=clock.now(), revoked_why="ended by its person")
+        .returning(RefreshSession.id)
+    ).all()
+    audit.record(db, "session.end-others", ("user", principal.uid), after={"ended": len(ended)})
+    tenancy.after_commit(db, cache.forget_everywhere)
+    return len(ended)
+
+
+def switch(db: Session, principal: auth.Principal, tenant: str, client: Client) -> Opened:
+    """This session in another tenant of the caller's (uid or slug), with fresh tokens; those made before are dead. `db`: scope "sign-in".
+
+    Raises Invalid for a tenant that is not theirs, whether it exists or not.
     """
-    with tenancy.work(tenancy.system("sign-in")) as db:
-        user = db.get_one(User, principal.user_id)
-    if not auth.verify_password(current, user.password_hash):
-        raise Invalid(
-            "The password was not changed.",
-            [{"loc": ["body", "current_password"], "msg": "this is not your current password"}],
-        )
-    auth.check_password_policy(new, email=user.email, name=user.name, loc="new_password")
-    if new == current:
-        raise Invalid(
-            "The password was not changed.",
-            [{"loc": ["body", "new_password"], "msg": "take one that differs from the current one"}],
-        )
-    hashed = auth.hash_password(new)
-    with tenancy.work(tenancy.system("sign-in")) as db:
-        changed = db.execute(
-            update(User)
-            .where(User.id == user.id, User.password_hash == user.password_hash)
-            .values(password_hash=hashed, must_change_password=False)
-            .returning(User.id)
-        ).one_or_none()
-        if changed is None:
-            raise Invalid(
-                "The password was changed elsewhere meanwhile.",
-                [{"loc": ["body", "current_password"], "msg": "no longer your password"}],
-            )
-        end_all(db, user.id, "password changed", keep=principal.session_uid)
-        return _renew(db, principal.session_uid or "", client)
+    chosen = _named(_tenants_of(db, principal.user_id or 0), tenant)
+    found = _load(db, principal.session_uid or "", lock=True)
+    if found is None:
+        raise Unauthorized(ENDED)
+    found.check()
+    found.row.tenant_id = chosen.id
+    db.flush()
+    opened = renew(db, found.row.uid, client)
+    audit.record(
+        db,
+        "session.switch",
+        ("session", found.row.uid),
+        actor=opened.principal,
+        before={"tenant": principal.tenant_uid},
+        after={"tenant": chosen.uid},
+    )
+    tenancy.after_commit(db, cache.forget_everywhere)
+    return opened
 
 
-def _renew(db: Session, session_uid: str, client: Client) -> Opened:
+def renew(db: Session, session_uid: str, client: Client) -> Opened:
     """A new refresh token and the new epoch for a session that lives on."""
     found = _load(db, session_uid, lock=True)
     if found is None:
         raise Unauthorized(ENDED)
-    row, user, role, tenant = found
+    row, user = found.row, found.user
     db.refresh(user)
     token = row.uid + ids.new_token()
     row.current_hash, row.previous_hash, row.rotated_at = auth.refresh_token_hash(token), None, None
     row.fingerprint, row.last_used_at = client.fingerprint, clock.now()
     db.flush()
-    return Opened(_principal(user, row, role, tenant), user.epoch, token, row.expires_at)
+    found = _load(db, session_uid)
+    if found is None:
+        raise Unauthorized(ENDED)
+    return Opened(found.principal, user.epoch, token, row.expires_at)

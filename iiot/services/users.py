@@ -1,31 +1,21 @@
-"""People: registration, the first administrator, what somebody may know of himself."""
+"""People: the first administrator, new ones, what somebody may know of himself, who may help them back in."""
 
 import secrets
-from dataclasses import dataclass
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
-from iiot import auth, config, ids, tenancy
-from iiot.errors import Conflict, Forbidden, NotFound
-from iiot.models import Membership, Tenant, User
-from iiot.services import sessions, tenants
+from iiot import auth, cache, ids, tenancy
+from iiot.errors import Conflict, Forbidden, Invalid, NotFound
+from iiot.models import Membership, Role, Tenant, User
+from iiot.services import audit, roles, sessions, standing, tenants
 
 FIRST_ADMIN_EMAIL = "admin@iiot.local"
 FIRST_TENANT = "Main"
+LONGEST_NAME = 200
 # Without 0 and o, 1 and l: it is read from a console and typed.
 ONE_TIME_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
-
-
-@dataclass(frozen=True)
-class Registration:
-    """What a stranger gives to open a tenant."""
-
-    email: str
-    password: str
-    name: str
-    tenant: str
 
 
 def one_time_password() -> str:
@@ -80,51 +70,92 @@ def add_member(db: Session, tenant_id: int, user_id: int, role: str) -> Membersh
     return membership
 
 
-def register(wanted: Registration, client: sessions.Client) -> sessions.Opened:
-    """A new tenant with its admin, signed in. Raises Forbidden when registration is switched off, Conflict when the address is taken.
-
-    Opens its own transactions, as hashing must not hold a connection.
-    """
-    if not config.load().registration_enabled:
-        raise Forbidden(
-            "Registration is switched off here. Ask the operator of this portal for an account.",
-            "registration-disabled",
-        )
-    address = wanted.email.strip().lower()
-    auth.check_password_policy(wanted.password, email=address, name=wanted.name)
-    hashed = auth.hash_password(wanted.password)
-    with tenancy.work(tenancy.system("sign-in")) as db:
-        user = User(uid=ids.new_uid(), email=address, name=wanted.name, password_hash=hashed)
-        try:
-            with db.begin_nested():
-                db.add(user)
-        except IntegrityError:
-            raise Conflict("This e-mail address is taken. Sign in, or use another one.", "email-taken") from None
-        tenant = tenants.create(db, wanted.tenant or f"{wanted.name or address.partition('@')[0]}'s tenant")
-        add_member(db, tenant.id, user.id, "admin")
-        return sessions.open_session(db, user.id, client)
-
-
 def me(db: Session, principal: auth.Principal) -> tuple[User, Tenant | None, list[tuple[Tenant, str]]]:
-    """The caller, the tenant of his session, and all his tenants with his role in each. `db`: scope "sign-in"."""
+    """The caller, the tenant of his session, and all his tenants with his role in each (a custom role by its id). `db`: scope "sign-in"."""
     user = db.get(User, principal.user_id)
     if user is None:
         raise NotFound("user")
-    rows = db.execute(
-        select(Tenant, Membership.role)
+    statement = (
+        select(Tenant, func.coalesce(Role.uid, Membership.role))
+        .options(joinedload(Tenant.plan))
         .join(Membership, Membership.tenant_id == Tenant.id)
         .where(Membership.user_id == user.id)
         .order_by(Tenant.id)
-    ).all()
+    )
+    rows = db.execute(standing.with_role(statement)).all()
     current = next((row[0] for row in rows if row[0].id == principal.tenant_id), None)
     return user, current, [(row[0], row[1]) for row in rows]
 
 
+def rename(db: Session, principal: auth.Principal, name: str) -> User:
+    """Change the caller's own name; raises Invalid for one that is too long or has line breaks. `db`: scope "sign-in"."""
+    if len(name) > LONGEST_NAME or not name.isprintable():
+        raise Invalid(
+            "The name was not saved.",
+            [{"loc": ["body", "name"], "msg": f"at most {LONGEST_NAME} characters in one line"}],
+        )
+    user = db.get_one(User, principal.user_id)
+    before, user.name = user.name, name.strip()
+    audit.record(db, "user.rename", ("user", user.uid), before={"name": before}, after={"name": user.name})
+    db.flush()
+    return user
+
+
 def set_password(db: Session, email: str, password: str, *, must_change: bool = True) -> None:
     """The operator's reset: a new password, and every session ended. `db`: scope "operator"."""
-    user = db.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
+    user = by_email(db, email)
     if user is None:
         raise NotFound("user")
     hashed = auth.hash_password(password)
     db.execute(update(User).where(User.id == user.id).values(password_hash=hashed, must_change_password=must_change))
     sessions.end_all(db, user.id, "password reset by the operator")
+    audit.record(db, "password.reset", ("user", user.uid), after={"by": "operator"})
+
+
+def set_status(db: Session, email: str, status: str) -> User:
+    """Disable an account ("disabled": every session ends, its API keys stop working) or enable it ("active"). `db`: scope "operator"."""
+    user = by_email(db, email)
+    if user is None:
+        raise NotFound("user")
+    before, user.status = user.status, status
+    db.flush()
+    if status != "active":
+        sessions.end_all(db, user.id, "disabled by the operator")
+    audit.record(db, "user.status", ("user", user.uid), before={"status": before}, after={"status": status})
+    tenancy.after_commit(db, cache.forget_everywhere)
+    return user
+
+
+def by_email(db: Session, email: str) -> User | None:
+    """The person with this address, in any case of letters."""
+    return db.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
+
+
+def itself(user: User) -> auth.Principal:
+    """The person as the actor of what they do before they are signed in, for the audit trail: in no tenant, with no permission."""
+    return auth.Principal("user", None, None, user_id=user.id, user_uid=user.uid, label=user.email)
+
+
+def check_in_charge(db: Session, principal: auth.Principal, user: User) -> None:
+    """Raise unless the caller may let this person in anew (a link to a new password, another second factor).
+
+    Whoever does so could sign in as that person: so NotFound for people who are not in the caller's tenant, and Forbidden for those who are in others
+    too, for platform administrators, and for members who may do more than the caller. `db`: scope "sign-in" without a tenant.
+    """
+    statement = (
+        select(Tenant, *standing.COLUMNS)
+        .join(Membership, Membership.tenant_id == Tenant.id)
+        .where(Membership.user_id == user.id)
+    )
+    found = db.execute(standing.with_role(statement)).all()
+    here = [row for row in found if row[0].id == principal.tenant_id]
+    if not here:
+        raise NotFound("user")
+    if len(found) > 1 or user.is_platform_admin:
+        raise Forbidden(
+            'This person does not belong to your tenant alone. They can use "forgot password", or ask the operator of this portal.',
+            "not-yours-alone",
+        )
+    tenant, role, name, permissions, is_limited = here[0]
+    roles.check_unlimited(principal)
+    roles.check_grant(principal, standing.person(user, tenant, role, (name, permissions), is_limited).held)

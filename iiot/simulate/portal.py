@@ -61,7 +61,7 @@ def make_devices(tenant: str, names: list[str], kind: str) -> list[Login]:
     from iiot import tenancy
     from iiot.commands.lookup import operator_for
     from iiot.models import Device
-    from iiot.services import devices
+    from iiot.services import credentials, devices
 
     operator = operator_for(tenant)
     logins = []
@@ -71,7 +71,8 @@ def make_devices(tenant: str, names: list[str], kind: str) -> list[Login]:
             if known is None:
                 made, token = devices.create(db, devices.NewDevice(name, kind, f"simulate:{name}", tags=("simulated",)))
             else:
-                made, token = devices.new_token(db, known)
+                made = devices.locked(db, known)
+                token = credentials.replace(db, made, credentials.Wanted()).token
             logins.append(Login(made.uid, token))
     return logins
 

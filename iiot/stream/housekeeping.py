@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from iiot import clock, config, metrics, tenancy
-from iiot.services import batchlog
+from iiot.services import batchlog, erasure, metering
 from iiot.stream import latest
 from iiot.stream.log import lag
 from iiot.tenancy import sql
@@ -35,6 +35,13 @@ _LAST_DROPPED = sql(
 )
 _OLD_SESSIONS = sql(
     "DELETE FROM iiot.session WHERE id IN (SELECT id FROM iiot.session WHERE expires_at < :before LIMIT :n)"
+)
+_OLD_LINKS = sql(
+    "DELETE FROM iiot.password_reset WHERE id IN (SELECT id FROM iiot.password_reset WHERE expires_at < :before LIMIT :n)"
+)
+_OLD_REGISTRATIONS = sql(
+    "DELETE FROM iiot.pending_registration WHERE id IN "
+    "(SELECT id FROM iiot.pending_registration WHERE expires_at < :before LIMIT :n)"
 )
 _OLD_REJECTED = sql(
     "DELETE FROM iiot.rejected_message WHERE (tenant_id, id) IN "
@@ -89,6 +96,12 @@ def remove_sessions(db: Session) -> bool:
     return _chunk(db, _OLD_SESSIONS, 0)
 
 
+def remove_links(db: Session) -> bool:
+    """Links to a new password and registrations that nobody followed in time."""
+    links, registrations = _chunk(db, _OLD_LINKS, 0), _chunk(db, _OLD_REGISTRATIONS, 0)
+    return links or registrations
+
+
 def remove_rejected(db: Session) -> bool:
     """Rejected messages older than their retention."""
     return _chunk(db, _OLD_REJECTED, config.load().rejected_retention_days)
@@ -132,10 +145,13 @@ def duties() -> Iterator[Duty]:
     yield Duty("partitions", 3600, ensure_partitions)
     yield Duty("retention", 3600, drop_partitions)
     yield Duty("sessions", 3600, remove_sessions)
+    yield Duty("links", 3600, remove_links)
     yield Duty("rejected", 3600, remove_rejected)
     yield Duty("connection-events", 3600, remove_connection_events)
     yield Duty("silence", 10, mark_silent)
     yield Duty("rollups", 30, _sums)
+    yield Duty("requests", 30, metering.store)
+    yield Duty("tenants", 600, erasure.purge)
     if importlib.util.find_spec("iiot.services.provisioning"):
         yield Duty("broker", 60, _broker)
 

@@ -13,10 +13,10 @@ from iiot.web import pages as _pages
 from iiot.web.context import Context
 from iiot.web.front import Front
 from iiot.web.identity import access_token, clear_session_cookie, principal_of_token, set_session_cookie
-from iiot.web.limits import spend, spend_sign_in
+from iiot.web.limits import spend, spend_sign_in, within
 from iiot.web.pages import Pages
 from iiot.web.paging import ListQuery, Page, decode_cursor, encode_cursor, page
-from iiot.web.routes import PREFIX, Api, Body, Operation, Out, Query
+from iiot.web.routes import PREFIX, Api, Body, Moment, Operation, Out, Query
 
 __all__ = [
     "PREFIX",
@@ -24,6 +24,7 @@ __all__ = [
     "Body",
     "Context",
     "ListQuery",
+    "Moment",
     "Operation",
     "Out",
     "Page",
@@ -41,6 +42,7 @@ __all__ = [
     "set_session_cookie",
     "spend",
     "spend_sign_in",
+    "within",
     "wrap",
 ]
 

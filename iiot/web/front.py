@@ -79,7 +79,11 @@ class Front:
             return start_response(line, headers, exc_info) if exc_info else start_response(line, headers)
 
         logs.request.set(notes)
+        # Set for strangers too: a connection that is kept open carries requests of several people behind a proxy.
         auth.set_current(None)
+        auth.set_origin(
+            auth.Origin(environ.get("REMOTE_ADDR") or "", environ.get("HTTP_USER_AGENT", "")[:256], request_id)
+        )
         if self._hosts and not self._is_served(environ.get("HTTP_HOST", "")):
             return self._refuse_host(environ, start)
         if path.startswith("/socket.io"):
@@ -89,6 +93,9 @@ class Front:
         try:
             return self._app(environ, start)
         finally:
+            # What this greenlet does after the request is nobody's act.
+            auth.set_current(None)
+            auth.set_origin(auth.Origin())
             metrics.http_in_progress.dec()
             self._record(environ, status, time.perf_counter() - started)
 

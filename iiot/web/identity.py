@@ -1,4 +1,4 @@
-"""Who sends this request: a bearer token, the cookie of a page, or a device's uid and token.
+"""Who sends this request: a bearer token or an API key, the cookie of a page, or a device's uid and token.
 
 Access tokens are made and read by flask-jwt-extended (HS256 with a derived key, issuer, audience, ten minutes). What a token stands for, the
 session, the user and the membership, is asked of the database every second and a half at most, and at once after any revocation on this machine.
@@ -6,6 +6,7 @@ session, the user and the membership, is asked of the database every second and 
 
 import base64
 import binascii
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,10 +18,10 @@ from flask import Flask, Request, Response, request
 from flask_jwt_extended import JWTManager, create_access_token, decode_token
 from flask_jwt_extended.exceptions import JWTExtendedException
 
-from iiot import auth, cache, clock, metrics, tenancy
+from iiot import auth, cache, clock, ids, metrics, tenancy
 from iiot.config import Settings
 from iiot.errors import Forbidden, Problem, Unauthorized
-from iiot.services import devices, sessions
+from iiot.services import api_keys, credentials, sessions
 from iiot.web import limits
 
 ISSUER = "iiot-portal"
@@ -29,12 +30,13 @@ LEEWAY_SECONDS = 30
 REMEMBER_SECONDS = 1.5
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 CSRF_HEADER = "X-CSRF-Token"
+FORMS = frozenset(("application/x-www-form-urlencoded", "multipart/form-data"))
 REQUIRED_CLAIMS = frozenset(("exp", "iat", "nbf", "sub", "jti", "iss", "aud", "sid", "epoch", "use"))
 
 Use = Literal["api", "page"]
 
 _people: cache.Memory[tuple[Use, str], tuple[auth.Principal, float]] = cache.Memory(REMEMBER_SECONDS)
-_things: cache.Memory[tuple[str, str], auth.Principal] = cache.Memory(REMEMBER_SECONDS)
+_things: cache.Memory[tuple[str, str], tuple[auth.Principal, float]] = cache.Memory(REMEMBER_SECONDS)
 
 
 def init_app(app: Flask, settings: Settings) -> None:
@@ -72,15 +74,41 @@ def access_token(opened: sessions.Opened, use: Use = "api") -> str:
 
 
 def principal_of_token(token: str, use: Use = "api") -> auth.Principal:
-    """The person a token stands for; raises Unauthorized when it is forged, expired, of another use, or its session has ended."""
+    """Whom a token or an API key stands for; raises Unauthorized when it is forged, expired, of another use, or was revoked."""
     remembered = _people.get((use, token))
     if remembered is not None and remembered[1] > time.time():
         return remembered[0]
     mark = _people.mark()
+    if use == "api" and api_keys.looks_like_one(token):
+        proof = _proof_of_key(token)
+        _people.put((use, token), (proof.principal, _end(proof)), mark)
+        return proof.principal
     claims = _claims(token, use)
     principal = sessions.principal_of(claims["sid"], claims["sub"], claims["epoch"])
+    if claims.get("tid") != principal.tenant_uid:
+        # The session went on to another of the person's tenants.
+        raise Unauthorized(sessions.ENDED, 'Bearer error="invalid_token"')
     _people.put((use, token), (principal, claims["exp"] + LEEWAY_SECONDS), mark)
     return principal
+
+
+def _proof_of_key(key: str) -> auth.Proof:
+    address = request.remote_addr or ""
+    with (
+        limits.failures("api-key-address", address) as failed_here,
+        limits.failures("api-key", api_keys.visible_part(key), address) as failed,
+    ):
+        proof = api_keys.authenticate(key, address)
+        if proof is None:
+            failed()
+            failed_here()
+            raise Unauthorized(api_keys.WRONG, 'Bearer error="invalid_token"')
+    return proof
+
+
+def _end(proof: auth.Proof) -> float:
+    """When what was proved ends by itself, in seconds since the epoch."""
+    return math.inf if proof.until is None else proof.until.timestamp()
 
 
 def _claims(token: str, use: Use) -> dict[str, Any]:
@@ -96,11 +124,13 @@ def _claims(token: str, use: Use) -> dict[str, Any]:
         raise Unauthorized("The access token is not valid. Sign in again.", 'Bearer error="invalid_token"') from None
     fits = (
         header.get("typ") == "at+jwt"
+        and "crit" not in header
         and claims.get("type") == "access"
         and claims.get("use") == use
         and all(claims.get(name) is not None for name in REQUIRED_CLAIMS)
     )
-    if not fits or not isinstance(claims["sid"], str) or not isinstance(claims["epoch"], int):
+    # A bool is an int to Python, and not to us.
+    if not fits or not ids.is_uid(str(claims["sid"])) or type(claims["epoch"]) is not int:
         raise Unauthorized("This token is not for this use. Sign in again.", 'Bearer error="invalid_token"')
     return claims
 
@@ -142,9 +172,7 @@ def check_csrf(principal: auth.Principal, asked: Request) -> None:
     """Raise 403 unless an unsafe request that rests on a cookie comes from a page of the same session."""
     if asked.method in SAFE_METHODS:
         return
-    offered = asked.headers.get(CSRF_HEADER) or (
-        asked.form.get("csrf_token", "") if asked.mimetype == "application/x-www-form-urlencoded" else ""
-    )
+    offered = asked.headers.get(CSRF_HEADER) or (asked.form.get("csrf_token", "") if asked.mimetype in FORMS else "")
     expected = auth.csrf_token(principal.session_uid or "")
     if not is_same_origin(asked) or not auth.same_text(offered, expected):
         raise Forbidden(
@@ -156,7 +184,7 @@ def check_csrf(principal: auth.Principal, asked: Request) -> None:
 
 
 def person(app: Flask) -> auth.Principal:
-    """The signed-in person, by bearer token or by cookie."""
+    """The signed-in person, by bearer token or by cookie; or the holder of an API key."""
     header = request.headers.get("Authorization")
     cookie = request.cookies.get(app.config["IIOT_COOKIE"]) if "HTTP_COOKIE" in request.environ else None
     if header is not None:
@@ -164,7 +192,7 @@ def person(app: Flask) -> auth.Principal:
             raise Problem(400, "ambiguous-credentials", "Send either a cookie or an Authorization header, not both.")
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise Unauthorized("Send `Authorization: Bearer <access token>`.")
+            raise Unauthorized("Send `Authorization: Bearer <access token or API key>`.")
         return principal_of_token(token.strip(), "api")
     if cookie is None:
         raise Unauthorized("Sign in first: POST /api/v1/auth/login.")
@@ -177,19 +205,24 @@ def thing(_app: Flask) -> auth.Principal:
     """The device that proved itself by HTTP Basic `uid:token`."""
     uid, token = _basic(request.headers.get("Authorization", ""))
     remembered = _things.get((uid, token))
-    if remembered is not None:
-        return remembered
-    with limits.failures("device-sign-in", uid, request.remote_addr or "") as failed:
+    if remembered is not None and remembered[1] > time.time():
+        return remembered[0]
+    address = request.remote_addr or ""
+    with (
+        limits.failures("device-sign-in-address", address) as failed_here,
+        limits.failures("device-sign-in", uid, address) as failed,
+    ):
         mark = _things.mark()
         with tenancy.work(tenancy.system("device-sign-in")) as db:
-            principal = devices.authenticate(db, uid, token)
-        if principal is None:
+            proof = credentials.authenticate(db, uid, token)
+        if proof is None:
             failed()
+            failed_here()
             metrics.device_logins.labels("wrong").inc()
             raise Unauthorized("The device uid or token is wrong.", 'Basic realm="devices", charset="UTF-8"')
     metrics.device_logins.labels("ok").inc()
-    _things.put((uid, token), principal, mark)
-    return principal
+    _things.put((uid, token), (proof.principal, _end(proof)), mark)
+    return proof.principal
 
 
 def _basic(header: str) -> tuple[str, str]:

@@ -1,5 +1,9 @@
-"""Rate limits: flask-limiter's storage in Redis, counted in memory while Redis is down; never open."""
+"""Rate limits: flask-limiter's storage in Redis, counted in memory while Redis is down; never open.
 
+What every request spends, the tenant's requests of the minute and the day, is counted by services.metering.
+"""
+
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +17,10 @@ from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter, RateLimiter
 
-from iiot import metrics
+from iiot import auth, config, metrics
 from iiot.config import Settings
 from iiot.errors import Problem
+from iiot.services import metering
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +31,23 @@ LIMITS = {
     "sign-in-address": parse("30/minute"),
     "register": parse("10/hour"),
     "password-change": parse("10/minute"),
+    # Mails to one address whoever asks for them, and askers of one address; using links.
+    "account-mail": parse("3/hour"),
+    "forgot": parse("10/hour"),
+    "link": parse("30/hour"),
+    # Codes of a second factor, per account.
+    "second-factor": parse("5/minute"),
+    # Per address that follows a link, and per tenant that sends mails.
+    "invitation-accept": parse("20/minute"),
+    "invite": parse("200/hour"),
+    # Failures per address and device or key, and per address alone against guessing: a factory is one address with many devices behind it, of
+    # which some may be forgotten ones that knock for ever.
     "device-sign-in": parse("20/minute"),
+    # Per user: orders to devices.
+    "control": parse("100/hour"),
+    "device-sign-in-address": parse("120/minute"),
+    "api-key": parse("20/minute"),
+    "api-key-address": parse("120/minute"),
 }
 Answer = TypeVar("Answer")
 RETRY_STORAGE_SECONDS = 5.0
@@ -102,6 +123,14 @@ def spend(name: str, *keys: str) -> None:
         raise _refuse(name, keys)
 
 
+def within(name: str, *keys: str) -> bool:
+    """Count one use of a limit like `spend`, and say whether it was within; for answers that must not tell."""
+    is_within = _counter().hit(LIMITS[name], name, *keys)
+    if not is_within:
+        metrics.limited.labels(name).inc()
+    return is_within
+
+
 def spend_sign_in(account: str) -> None:
     """The two limits of a sign-in: per address, and per address and account."""
     address = request.remote_addr or "unknown"
@@ -119,3 +148,29 @@ def failures(name: str, *keys: str) -> Iterator[Callable[[], None]]:
         _counter().hit(LIMITS[name], name, *keys)
 
     yield count
+
+
+def meter(principal: auth.Principal) -> None:
+    """Count a request of a tenant's people and programs, or a message of a device; raises 429 with Retry-After over the limits."""
+    if principal.kind == "device":
+        _spend_message(principal.device_uid or "")
+    elif principal.tenant_uid is not None:
+        try:
+            metering.spend(principal.tenant_uid)
+        except Problem:
+            metrics.limited.labels("tenant").inc()
+            raise
+
+
+def _spend_message(uid: str) -> None:
+    """A token of the device's bucket: devices may catch up after an outage, and none of them occupies the portal for long."""
+    settings = config.load()
+    seconds = metering.take(f"device:{uid}", settings.device_rate, settings.device_burst)
+    if seconds:
+        metrics.limited.labels("device").inc()
+        after = max(1, math.ceil(seconds))
+        detail = (
+            f"This device sends too much: {settings.device_burst} messages at once and {settings.device_rate} a second are allowed. "
+            f"Send several readings in one message, and go on in {after} s."
+        )
+        raise Problem(429, "rate-limited", detail, headers={"Retry-After": str(after)})

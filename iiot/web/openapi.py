@@ -26,7 +26,7 @@ _SCHEMES = {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "The access token of POST /api/v1/auth/login.",
+        "description": "The access token of POST /api/v1/auth/login, or an API key.",
     },
     "cookie": {"type": "apiKey", "in": "cookie", "name": "iiot", "description": "The session of the portal's pages."},
     "csrf": {
@@ -79,6 +79,7 @@ def document(operations: list[Operation]) -> dict[str, Any]:
             model = operation.options.get(kind)
             if isinstance(model, type):
                 models[model] = "serialization" if kind == "out" else "validation"
+        models |= dict.fromkeys(operation.options.get("others", {}).values(), "serialization")
     names, definitions = models_json_schema(
         [(model, mode) for model, mode in sorted(models.items(), key=lambda pair: pair[0].__name__)],
         ref_template="#/components/schemas/{model}",
@@ -133,7 +134,7 @@ def _operation(
     if "body" in options or options.get("raw"):
         schema = references[options["body"]] if "body" in options else {}
         entry["requestBody"] = {
-            "required": True,
+            "required": not options.get("optional_body", False),
             "content": {kind: {"schema": schema} for kind in options.get("consumes", ("application/json",))},
         }
     if "permission" in options:
@@ -160,11 +161,17 @@ def _responses(operation: Operation, references: dict[type[BaseModel], Any], has
     good: dict[str, Any] = {"description": "Done"}
     if out is not None:
         good["content"] = {"application/json": {"schema": references[out]}}
+    for kind in options.get("produces", ()):
+        media_type = kind.partition(";")[0]
+        schema = {} if media_type == "application/json" else {"type": "string"}
+        good.setdefault("content", {})[media_type] = {"schema": schema}
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    answers = {str(options.get("status", 200 if out else 204)): good}
-    return answers | {
-        str(code): {"description": _TEXTS.get(code, "Refused"), "content": problem} for code in sorted(codes)
-    }
+    answers = {str(options.get("status", 200 if "content" in good else 204)): good}
+    answers |= {str(code): {"description": _TEXTS.get(code, "Refused"), "content": problem} for code in sorted(codes)}
+    for code, model in options.get("others", {}).items():
+        content = {"application/json": {"schema": references[model]}}
+        answers[str(code)] = {"description": _TEXTS.get(code, "Accepted"), "content": content}
+    return answers
 
 
 @cache
@@ -183,18 +190,18 @@ def init_app(app: Flask) -> None:
 
     docs = Api("docs")
 
-    @docs.route("GET", "/openapi.json", auth="none")
+    @docs.route("GET", "/openapi.json", auth="none", produces=("application/json",))
     def openapi_json(_ctx: Any) -> Response:
         """This document, OpenAPI 3.1."""
         return Response(json.dumps(spec(), ensure_ascii=False), content_type="application/json; charset=utf-8")
 
-    @docs.route("GET", "/docs", auth="none")
+    @docs.route("GET", "/docs", auth="none", produces=("text/html",))
     def docs_page(_ctx: Any) -> Response:
         """The documentation as a page."""
         page = render_template_string(_file("docs.html"), spec=spec(), codes=problems.CODES, prefix=PREFIX)
         return Response(page, content_type="text/html; charset=utf-8")
 
-    @docs.route("GET", "/docs.css", auth="none")
+    @docs.route("GET", "/docs.css", auth="none", produces=("text/css",))
     def docs_style(_ctx: Any) -> Response:
         """The style sheet of the page."""
         return Response(

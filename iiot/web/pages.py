@@ -6,7 +6,8 @@
     def device_page(ctx: web.Context, device_id: str) -> str: ...
 
 A view gets the same Context as an API view and returns a text (HTML) or a Response. Who is not signed in is sent to /login?next=…; who has yet to
-replace a one-time password to /password. Pages render `<meta name="csrf-token" content="{{ csrf_token }}">` and scripts send it as X-CSRF-Token;
+replace a one-time password to /password, and who must set a
+second factor up to /account/mfa. Pages render `<meta name="csrf-token" content="{{ csrf_token }}">` and scripts send it as X-CSRF-Token;
 a plain form may send it as the field `csrf_token`. `csrf_token`, `principal` and `request_id` are known to every template.
 """
 
@@ -21,20 +22,23 @@ from iiot import auth
 from iiot.errors import Forbidden, Problem, Unauthorized
 from iiot.web import identity
 from iiot.web.context import Context
-from iiot.web.routes import MAX_BODY
+from iiot.web.routes import MAX_BODY, check_permission
 
 LOGIN = "/login"
 PASSWORD = "/password"  # noqa: S105 - an address, not a password
+MFA = "/account/mfa"
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 
 class PageOptions(TypedDict, total=False):
-    """`auth`: "page" (signed in; the default) or "none". `permission`: what the role must hold. `before_password_change`: see routes.RouteOptions."""
+    """`auth`: "page" (signed in; the default) or "none". `permission`: what the role must hold. The others: see routes.RouteOptions."""
 
     auth: Literal["page", "none"]
     permission: str
-    before_password_change: bool
+    platform: bool
+    any_status: bool
+    before_setup: bool
 
 
 class Pages:
@@ -81,10 +85,15 @@ def _serve(app: Flask, rule: str, view: Callable[..., Any], options: PageOptions
         if principal is not None:
             auth.set_current(principal)
             notes["tenant"] = principal.tenant_uid
-            if principal.must_change_password and not is_open and not options.get("before_password_change", False):
-                return _redirect(PASSWORD)
+            if not is_open and not options.get("before_setup", False):
+                if principal.must_change_password:
+                    return _redirect(PASSWORD)
+                if principal.must_set_up_mfa:
+                    return _redirect(MFA)
+            if options.get("platform") and not principal.is_platform_admin:
+                raise Forbidden("This is for platform administrators.", "not-platform-admin")
             if permission is not None:
-                principal.require(permission)
+                check_permission(principal, permission, any_status=options.get("any_status", False))
         ctx = flask_g.iiot_context = Context(principal, environ["iiot.request_id"])
         response = make_response(view(ctx, **path))
         response.headers.extend(ctx.headers)

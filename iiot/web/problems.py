@@ -33,6 +33,8 @@ CODES = {
     "not-found": "It does not exist, or it is not yours; both read the same.",
     "method-not-allowed": "This address does not take that method; `Allow` lists what it takes.",
     "conflict": "The request contradicts what is stored.",
+    "not-for-keys": "Passwords, sessions and second factors belong to people: API keys are refused here.",
+    "too-many-credentials": "A device has at most five credentials at once; revoke one first.",
     "precondition-failed": "Somebody changed it since you read it: read again, then repeat the change.",
     "precondition-required": "Send If-Match with the ETag you read.",
     "too-large": "The body is larger than this address takes.",

@@ -12,16 +12,17 @@ Order: authentication, permission, then validation, so that strangers learn noth
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack, get_origin
 
 from flask import Flask, Response, request
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, RootModel, ValidationError
 
-from iiot import auth
+from iiot import auth, clock
 from iiot.errors import Forbidden, Invalid, Problem
-from iiot.web import identity
+from iiot.services import standing
+from iiot.web import identity, limits
 from iiot.web.context import Context
 
 PREFIX = "/api/v1"
@@ -30,6 +31,8 @@ JSON = "application/json"
 JSON_HEADER = "application/json; charset=utf-8"
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+# A moment in a query or a body, in UTC.
+Moment = Annotated[AwareDatetime, AfterValidator(clock.in_utc)]
 View = TypeVar("View", bound=Callable[..., Any])
 
 
@@ -54,22 +57,35 @@ class Out(BaseModel):
 class RouteOptions(TypedDict, total=False):
     """What `Api.route` takes besides method and rule.
 
-    `query`, `body`, `out`: pydantic models (a view without `out` answers 204, or returns a Response). `raw`: the view reads
-    the body itself with `ctx.body(longest)`; `consumes` then only documents its media types. `max_body`: bytes. `auth`: who
-    may call. `permission`: what the caller's role must hold. `before_password_change`: works for people who have yet to
-    replace their one-time password. `problems`: further statuses for the documents.
+    `query`, `body`, `out`: pydantic models (a view without `out` answers 204, or returns a Response). `others`: documents the bodies
+    of Responses with other statuses that the view may return instead. `raw`: the view reads
+    the body itself with `ctx.body(longest)`; `consumes` then only documents its media types, as `produces` does for an
+    answer that is no JSON. `max_body`: bytes. `auth`: who
+    may call. `permission`: what the caller's role must hold; with `of_tenant` in the tenant that the path names as `<tenant_id>`,
+    which `ctx.principal` and `ctx.scope` are then of. `platform`: for platform administrators alone. `keys`: API keys may
+    come in, although the route names no permission; without one a route is a person's own. `before_setup`:
+    works for people who have yet to replace their one-time password or to set their second factor up. `optional_body`: no
+    body at all counts as `{}`. `problems`: further statuses for the documents.
     """
 
     query: type[BaseModel]
     body: type[BaseModel]
     out: type[BaseModel]
+    others: Mapping[int, type[BaseModel]]
     status: int
     permission: str
     auth: Literal["user", "device", "user_or_device", "none"]
     raw: bool
     consumes: Sequence[str]
+    produces: Sequence[str]
     max_body: int
-    before_password_change: bool
+    before_setup: bool
+    of_tenant: bool
+    optional_body: bool
+    keys: bool
+    platform: bool
+    any_status: bool
+    limit: str
     problems: Sequence[int]
 
 
@@ -107,6 +123,10 @@ class Api:
         permission = options.get("permission")
         if permission is not None and permission not in auth.ALL_PERMISSIONS:
             raise ValueError(f"unknown permission {permission!r}")
+        if options.get("of_tenant") and (permission is None or "<tenant_id>" not in rule):
+            raise ValueError(f"{rule}: of_tenant needs a permission and <tenant_id> in the path")
+        if options.get("limit", "control") not in limits.LIMITS:
+            raise ValueError(f"{rule}: no limit is called {options['limit']!r}")
         body = options.get("body")
         if body is not None and not issubclass(body, RootModel) and body.model_config.get("extra") != "forbid":
             raise ValueError(f"{body.__name__} must forbid what it does not declare: derive it from web.Body")
@@ -139,27 +159,30 @@ def _serve(app: Flask, operation: Operation, view: Callable[..., Any]) -> Callab
     """The Flask view of an operation; everything that can be decided once is decided here."""
     options = operation.options
     guard = identity.GUARDS[operation.auth]
-    permission = options.get("permission")
-    before_change = options.get("before_password_change", False)
+    before_setup = options.get("before_setup", False)
     read_query = _query_reader(options["query"]) if "query" in options else None
-    read_body = _body_reader(options["body"]) if "body" in options else None
+    read_body = _body_reader(options["body"], options.get("optional_body", False)) if "body" in options else None
     out = options.get("out")
     status = options.get("status", 200 if out else 204)
     max_body = options.get("max_body", MAX_BODY)
+    limit = options.get("limit")
 
     def serve(**path: Any) -> Response:
         environ = request.environ
         notes = environ["iiot.notes"]
         notes["route"] = operation.rule
-        principal = guard(app)
+        principal = acting = guard(app)
         if principal is not None:
             auth.set_current(principal)
             notes["tenant"] = principal.tenant_uid
-            if principal.must_change_password and not before_change:
-                raise PASSWORD_CHANGE_REQUIRED
-            if permission is not None and principal.kind == "user":
-                principal.require(permission)
-        ctx = Context(principal, environ["iiot.request_id"])
+            if principal.tenant_id is not None:
+                limits.meter(principal)
+            if not before_setup:
+                check_set_up(principal)
+            acting = _acting(principal, options, path)
+            if limit is not None:
+                limits.spend(limit, principal.uid)
+        ctx = Context(acting, environ["iiot.request_id"])
         if read_query is not None:
             path["query"] = read_query()
         if read_body is not None:
@@ -170,6 +193,41 @@ def _serve(app: Flask, operation: Operation, view: Callable[..., Any]) -> Callab
     return serve
 
 
+def _acting(principal: auth.Principal, options: RouteOptions, path: dict[str, Any]) -> auth.Principal:
+    """The caller as the route lets them act: in their own tenant, or in the one that the path names. Raises NotFound and Forbidden."""
+    permission = options.get("permission")
+    if permission is None and principal.api_key_uid is not None and not options.get("keys"):
+        raise NOT_FOR_KEYS
+    if options.get("platform") and not principal.is_platform_admin:
+        raise Forbidden("This is for platform administrators.", "not-platform-admin")
+    if options.get("of_tenant"):
+        principal = standing.enter(principal, path["tenant_id"])
+    # Devices hold no permissions: routes that take them look after what they may do.
+    if permission is not None and principal.kind != "device":
+        check_permission(principal, permission, any_status=options.get("any_status", False))
+    return principal
+
+
+def check_permission(principal: auth.Principal, permission: str, *, any_status: bool) -> None:
+    """Raises Forbidden unless the principal holds the permission; with `any_status` also while its tenant is suspended or being deleted."""
+    (replace(principal, tenant_status="active") if any_status else principal).require(permission)
+
+
+def check_set_up(principal: auth.Principal) -> None:
+    """Raises Forbidden for people who have to replace a one-time password or to set their second factor up first."""
+    if principal.must_change_password:
+        raise PASSWORD_CHANGE_REQUIRED
+    if principal.must_set_up_mfa:
+        raise MFA_SETUP_REQUIRED
+
+
+NOT_FOR_KEYS = Forbidden(
+    "This belongs to a person: API keys cannot do it. Sign in with POST /api/v1/auth/login.", "not-for-keys"
+)
+MFA_SETUP_REQUIRED = Forbidden(
+    "Your tenant asks its admins for a second factor: set one up with POST /api/v1/auth/mfa/setup and /auth/mfa/confirm.",
+    "mfa-setup-required",
+)
 PASSWORD_CHANGE_REQUIRED = Forbidden(
     'Replace the one-time password first: POST /api/v1/auth/password/change with {"current_password", "new_password"}.',
     "password-change-required",
@@ -213,8 +271,10 @@ def _query_reader(model: type[BaseModel]) -> Callable[[], BaseModel]:
     return read
 
 
-def _body_reader(model: type[BaseModel]) -> Callable[[], BaseModel]:
+def _body_reader(model: type[BaseModel], is_optional: bool) -> Callable[[], BaseModel]:
     def read() -> BaseModel:
+        if is_optional and not request.get_data():
+            return model()
         if request.mimetype != JSON:
             raise Problem(
                 415, "unsupported-media-type", f"Send the body with Content-Type: {JSON}.", headers={"Accept": JSON}

@@ -47,6 +47,7 @@ def test_a_device_is_created_with_its_token_and_read_without(admin: Person) -> N
         "last_seen_at": None,
         "enabled": True,
         "external_id": "P-1",
+        "site": None,
     }
     assert device["created_at"].endswith("Z")
     read = admin.get(f"/devices/{device['id']}")

@@ -8,10 +8,18 @@ from tests.architecture.source import python, tree
 
 MODULE, FUNCTION, PARAMETERS = 400, 50, 6
 CODE = python("iiot", "protocols", "bench", "scripts", "demo", "app_advanced.py", "config")
+MIGRATION = "a migration is a list of what was made, and is never changed"
 LONG_MODULES = {
-    "migrations/versions/0001_first_schema.py": "a migration is a list of what was made, and is never changed"
+    "migrations/versions/0001_first_schema.py": MIGRATION,
+    "migrations/versions/0002_people_and_access.py": MIGRATION,
 }
-LONG_FUNCTIONS = {"migrations/versions/0001_first_schema.py:upgrade": "a migration is a list of what was made"}
+LONG_FUNCTIONS = {
+    "migrations/versions/0001_first_schema.py:upgrade": MIGRATION,
+    **{
+        f"migrations/versions/0002_people_and_access.py:{name}": MIGRATION
+        for name in ("_columns", "_people", "_secrets", "downgrade")
+    },
+}
 MANY_PARAMETERS = {
     "iiot/errors.py:__init__": "the members of RFC 9457, all but three by keyword and optional",
     "protocols/base.py:__init__": "the fields of a message, with slots for speed",

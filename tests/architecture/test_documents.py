@@ -28,7 +28,7 @@ reference = _reference()
 # --- the reference -----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["settings.md", "scopes.md", "metrics.md", "commands.md", "errors.md"])
+@pytest.mark.parametrize("name", ["settings.md", "scopes.md", "metrics.md", "commands.md", "errors.md", "access.md"])
 def test_a_page_of_the_reference_says_what_the_code_says(name: str) -> None:
     page = reference.PAGES / name
     assert page.exists(), "run `make docs`"

@@ -288,6 +288,8 @@ def test_a_new_token_replaces_the_old_one(page: Page, account: Account) -> None:
     device = account.add_device("Rotated")
     page.goto(f"/devices/{device['id']}/connect")
     page.get_by_role("button", name="New token").click()
+    page.get_by_label("Stop working at once").check()
+    page.get_by_role("button", name="Make token").click()
     token = page.locator("iiot-copy.secret code").inner_text()
     assert token != device["token"]
     expect(page).to_have_url(f"{account.url}/devices/{device['id']}/connect")

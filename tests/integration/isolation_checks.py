@@ -4,17 +4,27 @@ Each check has a name, so that a test of the tests (policy mutants) can say whic
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import psycopg2
 from psycopg2 import errors, sql
+from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from iiot import tenancy
 from iiot.clock import now_ms
-from iiot.models import UsageDay
+from iiot.ids import new_uid
+from iiot.models import ApiKey, Device, Invitation, MembershipLimit, Role, ServiceAccount, Site, UsageDay
+from iiot.services import audit
 from tests import factories
 
 # The column that says whose a row is, where it is not tenant_id; people are found through their membership.
 OWNERS = {"tenant": "id", "user_account": "id"}
+# What a limited member sees of other devices, of sites without a device of theirs, and of other people's keys: nothing.
+LIMITED = (
+    "api_key", "connection_event", "credential", "device", "latest", "rejected_message", "rollup_1h", "signal", "site",
+    "telemetry",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,26 @@ def fill(name: str) -> Side:
         db.add(UsageDay(tenant_id=tenant.tenant_id, day=factories.now(), readings=2, messages=1))
     with tenancy.work(tenancy.of(tenant)) as db:
         db.add(factories.credential(side.device))
+        audit.record(db, "test.fill", ("test", side.device.uid))
+        _people(db, side)
     return side
+
+
+def _people(db: Session, side: Side) -> None:
+    """A row in every table of people and access; the member of the tenant is limited to its device."""
+    role = Role(uid=new_uid(), name="watcher", permissions=["device:read"])
+    site = Site(uid=new_uid(), name="Hall 1")
+    account = ServiceAccount(uid=new_uid(), name="exporter", role="viewer")
+    db.add_all([role, site, account])
+    db.flush()
+    db.execute(update(Device).where(Device.id == side.device.device_id).values(site_id=site.id))
+    key = ApiKey(uid=new_uid(), name="nightly", prefix="iip_x", key_hash=new_uid(), service_account_id=account.id)
+    later = factories.now() + timedelta(days=1)
+    asked = Invitation(
+        uid=new_uid(), email="x@example.com", role="viewer", token_hash=new_uid(), invited_by="x", expires_at=later
+    )
+    own = ApiKey(uid=new_uid(), name="mine", prefix="iip_y", key_hash=new_uid(), user_id=side.user.user_id)
+    db.add_all([key, own, asked, MembershipLimit(user_id=side.user.user_id, device_id=side.device.device_id)])
 
 
 _LATEST = tenancy.sql(
@@ -95,17 +124,40 @@ class Checks:
         finally:
             connection.rollback()
 
-    def refused(self, statement: sql.Composable) -> bool:
-        """Whether row-level security or a missing right stops a write of `own`; what is not stopped is undone."""
+    def limited(self, user_id: int) -> bool:
+        """Whether a member with this id who is limited sees any row."""
         try:
-            with self.app.cursor() as cursor:
-                _enter(cursor, self.own.tenant.tenant_id)
+            with self.superuser.cursor() as cursor:
+                cursor.execute("SET LOCAL ROLE iiot_limited")
+                _enter(cursor, self.own.tenant.tenant_id, user_id)
+                cursor.execute(
+                    sql.SQL("SELECT count({}) FROM iiot.{}").format(
+                        sql.Identifier(self.column), sql.Identifier(self.table)
+                    )
+                )
+                return int(cursor.fetchone()[0]) > 0  # type: ignore[index]
+        except errors.InsufficientPrivilege:
+            return False
+        finally:
+            self.superuser.rollback()
+
+    def refused(self, statement: sql.Composable, limited_user: int | None = None) -> bool:
+        """Whether row-level security or a missing right stops a write of `own`; what is not stopped is undone."""
+        connection = self.app if limited_user is None else self.superuser
+        try:
+            with connection.cursor() as cursor:
+                if limited_user is not None:
+                    cursor.execute("SET LOCAL ROLE iiot_limited")
+                _enter(cursor, self.own.tenant.tenant_id, limited_user)
                 cursor.execute(statement)
                 return cursor.rowcount == 0
         except errors.InsufficientPrivilege:
             return True
+        except psycopg2.IntegrityError:
+            # PostgreSQL asks the policies before any constraint: the row has passed them.
+            return False
         finally:
-            self.app.rollback()
+            connection.rollback()
 
     def columns_with(self, privilege: str) -> list[str]:
         """Columns on which the tenants' role has INSERT or UPDATE."""
@@ -117,18 +169,19 @@ class Checks:
             )
             return [name for (name,) in cursor.fetchall()]
 
-    def copy_of_foreign_row(self) -> sql.Composable:
-        """An INSERT of a row that belongs to `other`, with values from the catalogue: the foreign key must not be what stops it."""
+    def new_row(self, side: Side) -> sql.Composable:
+        """An INSERT of a row that belongs to `side`, with values from the catalogue."""
         columns = factories.rows(
             "SELECT column_name, data_type FROM information_schema.columns "
             "WHERE table_schema = 'iiot' AND table_name = %s AND is_nullable = 'NO' AND column_default IS NULL AND is_identity = 'NO'",
             self.table,
         )
+        # A member of the one tenant may join the other; elsewhere a user must be a member already.
+        user = self.own.user if self.table == "membership" else side.user
         known = {
-            "tenant_id": self.other.tenant.tenant_id,
-            "device_id": self.other.device.device_id,
-            # A member of the one tenant may join the other: no key is in the way.
-            "user_id": self.own.user.user_id,
+            "tenant_id": side.tenant.tenant_id,
+            "device_id": side.device.device_id,
+            "user_id": user.user_id,
             "role": "admin",
         }
         values = {name: known.get(name, _SAMPLES[kind]) for name, kind in columns}
@@ -146,12 +199,15 @@ _SAMPLES = {
     "boolean": True,
     "bytea": b"x",
     "timestamp with time zone": "2026-01-01Z",
+    "ARRAY": [],
 }
 
 
-def _enter(cursor: "psycopg2.extensions.cursor", tenant: int | None) -> None:
+def _enter(cursor: "psycopg2.extensions.cursor", tenant: int | None, limited_user: int | None = None) -> None:
     if tenant is not None:
         cursor.execute("SELECT set_config('app.tenant_id', %s, true)", (str(tenant),))
+    if limited_user is not None:
+        cursor.execute("SELECT set_config('app.limited_user', %s, true)", (str(limited_user),))
 
 
 def sees_its_own_rows(checks: Checks) -> bool:
@@ -193,7 +249,27 @@ def inserts_no_foreign_rows(checks: Checks) -> bool:
     """An INSERT in the other's name is refused."""
     if checks.column not in checks.columns_with("INSERT"):
         return True
-    return checks.refused(checks.copy_of_foreign_row())
+    return checks.refused(checks.new_row(checks.other))
+
+
+def shows_a_limited_member_their_own(checks: Checks) -> bool:
+    """A member who is limited to the tenant's one device reads its rows, where the role of limited members may read at all."""
+    ((may_read,),) = factories.rows(
+        "SELECT has_any_column_privilege('iiot_limited', %s, 'SELECT')", f"iiot.{checks.table}"
+    )
+    return checks.limited(checks.own.user.user_id) == may_read
+
+
+def hides_the_rest_from_a_limited_member(checks: Checks) -> bool:
+    """A member who is limited to nothing reads no device, nothing of one, and no site."""
+    return checks.table not in LIMITED or not checks.limited(0)
+
+
+def writes_nothing_beyond_the_limits(checks: Checks) -> bool:
+    """A member who is limited to nothing makes no device, nothing of one, and no site."""
+    if checks.table not in LIMITED or checks.column not in checks.columns_with("INSERT"):
+        return True
+    return checks.refused(checks.new_row(checks.own), limited_user=0)
 
 
 def hides_rows_from_the_owner(checks: Checks) -> bool:
@@ -208,5 +284,8 @@ CHECKS = (
     changes_no_foreign_rows,
     deletes_no_foreign_rows,
     inserts_no_foreign_rows,
+    shows_a_limited_member_their_own,
+    hides_the_rest_from_a_limited_member,
+    writes_nothing_beyond_the_limits,
     hides_rows_from_the_owner,
 )

@@ -8,7 +8,7 @@ from iiot import broker, tenancy
 from iiot.broker import BrokerUnavailable
 from iiot.config import Settings
 from iiot.ids import new_token, new_uid
-from iiot.services import devices, provisioning
+from iiot.services import credentials, devices, provisioning
 from tests import factories, services
 from tests.integration.mqtt_devices import Device, connection, online
 from tests.services import MosquittoServer, eventually
@@ -100,7 +100,7 @@ def test_a_disabled_device_is_thrown_out_within_a_second(mosquitto: MosquittoSer
 def test_a_new_token_ends_the_old_one(mosquitto: MosquittoServer, pump: Device) -> None:
     with online(mosquitto, pump) as device:
         with tenancy.work(tenancy.of(pump.tenant)) as db:
-            _, token = devices.new_token(db, pump.uid)
+            token = credentials.replace(db, devices.locked(db, pump.uid), credentials.Wanted()).token
         eventually(lambda: device.gone, 1)
     with connection(mosquitto, pump.uid, pump.token, pump.uid) as device:
         assert device.codes == ["Not authorized"]
@@ -114,7 +114,7 @@ def test_a_removed_device_leaves_nothing_behind(mosquitto: MosquittoServer, pump
         with tenancy.work(tenancy.of(pump.tenant)) as db:
             devices.remove(db, pump.uid)
         eventually(lambda: device.gone, 1)
-    assert broker.list_devices() == []
+    assert broker.list_logins() == []
     with connection(mosquitto, "iiot-adapter", mosquitto.users.password("iiot-adapter"), "observer") as adapter:
         assert adapter.subscribe("iiot/+/up/#")
         assert adapter.subscribe("iiot/+/up/status")
@@ -129,7 +129,7 @@ def test_the_file_made_from_the_database_lets_devices_in(
     with tenancy.work(tenancy.of(tenant)) as db:
         devices.set_enabled(db, still.uid, False)
     with tenancy.work(tenancy.system("provision")) as db:
-        stored = broker.stored_devices(db)
+        stored = broker.stored_logins(db)
     mosquitto.stop()
     path = mosquitto.mosquitto.folder / "dynamic-security.json"
     path.write_text(json.dumps(broker.dynsec_document(stored, mosquitto.users.passwords())))
@@ -149,15 +149,15 @@ def test_reconciliation_finds_nothing_when_all_is_well(
 
 def test_reconciliation_removes_strangers(mosquitto: MosquittoServer, pump: Device) -> None:
     stranger = new_uid()
-    broker.add_device(stranger, new_token())
+    broker.add_login(stranger, new_token())
     assert provisioning.reconcile().extra == (stranger,)
-    assert [client.uid for client in broker.list_devices()] == [pump.uid]
+    assert [client.user for client in broker.list_logins()] == [pump.uid]
 
 
 def test_reconciliation_sets_the_state_right(mosquitto: MosquittoServer, pump: Device) -> None:
     broker.set_enabled(pump.uid, False)
     assert provisioning.reconcile().wrong_state == (pump.uid,)
-    assert [client.enabled for client in broker.list_devices()] == [True]
+    assert [client.enabled for client in broker.list_logins()] == [True]
 
 
 def test_reconciliation_asks_for_a_new_file_when_a_device_is_missing(
@@ -170,9 +170,9 @@ def test_reconciliation_asks_for_a_new_file_when_a_device_is_missing(
 
 
 def test_reconciliation_shuts_out_a_revoked_token(mosquitto: MosquittoServer, pump: Device, no_grace: None) -> None:
-    broker.add_device(pump.uid, new_token())
+    broker.add_login(pump.uid, new_token())
     assert provisioning.reconcile().missing == (pump.uid,)
-    assert broker.list_devices() == []
+    assert broker.list_logins() == []
 
 
 def test_a_young_device_is_not_missed(mosquitto: MosquittoServer, pump: Device) -> None:
@@ -191,8 +191,8 @@ def test_many_devices_are_listed_page_by_page(mosquitto: MosquittoServer, monkey
     monkeypatch.setattr(broker, "PAGE", 2)
     uids = sorted(new_uid() for _ in range(5))
     for uid in uids:
-        broker.add_device(uid, new_token())
-    assert sorted(client.uid for client in broker.list_devices()) == uids
+        broker.add_login(uid, new_token())
+    assert sorted(client.user for client in broker.list_logins()) == uids
 
 
 def test_a_device_is_created_while_the_broker_is_down(
@@ -201,7 +201,7 @@ def test_a_device_is_created_while_the_broker_is_down(
     mosquitto.stop()
     pump = Device(tenant)
     with pytest.raises(BrokerUnavailable):
-        broker.list_devices()
+        broker.list_logins()
     mosquitto.start()
     (settings.data_dir / "mosquitto").mkdir()
     assert provisioning.reconcile().missing == (pump.uid,)
@@ -210,13 +210,13 @@ def test_a_device_is_created_while_the_broker_is_down(
 def test_wrong_administrators_are_told_apart(mosquitto: MosquittoServer, settings: Settings) -> None:
     for url in (mosquitto.mosquitto.url, f"mqtt://iiot-admin:wrong@127.0.0.1:{mosquitto.mosquitto.service_port}"):
         with services.active(settings.model_copy(update={"mqtt_admin_url": url})), pytest.raises(BrokerUnavailable):
-            broker.list_devices()
+            broker.list_logins()
 
 
 def test_without_an_administrator_nothing_is_told(settings: Settings) -> None:
     assert not broker.is_managed()
-    broker.add_device(new_uid(), new_token())
-    assert broker.list_devices() == []
+    broker.add_login(new_uid(), new_token())
+    assert broker.list_logins() == []
     assert not provisioning.reconcile()
 
 

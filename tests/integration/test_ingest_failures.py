@@ -110,7 +110,8 @@ def write(thread):
                 (outcome,) = ingest([message(uid, (now_ms(), names))])
                 assert outcome.accepted + len(outcome.rejected) == keys, outcome
                 assert {item.code for item in outcome.rejected} <= {"signal-quota"}, outcome
-                print(outcome.accepted, flush=True)
+                # One write a line: print() sends text and line end apart, and threads would mix them.
+                sys.stdout.write(f"{outcome.accepted}\\n")
     except BaseException as error:
         failures.append(repr(error))
 workers = [threading.Thread(target=write, args=(i,)) for i in range(threads)]
@@ -119,6 +120,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for worker in workers: worker.start()
 for worker in workers: worker.join()
+sys.stdout.flush()
 sys.exit("; ".join(failures) or 0)
 """
 

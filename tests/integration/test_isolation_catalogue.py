@@ -18,6 +18,11 @@ RUNTIME_ROLES = [f"iiot_{role}" for role in ROLES if role != "owner"]
 NO_TENANT_COLUMN = {
     "tenant": "is the tenant: its policy compares id",
     "user_account": "a person may be a member of several tenants: its policy asks membership",
+    "plan": "a template of quotas, of the platform; closed to the tenants' role",
+    "password_reset": "of a person; closed to the tenants' role",
+    "pending_registration": "before there is a tenant; closed to the tenants' role",
+    "second_factor": "of a person; closed to the tenants' role",
+    "recovery_code": "of a person; closed to the tenants' role",
     "stream_cursor": "how far the portal has read its own log; says nothing about a tenant",
     "alembic_version": "the schema's revision",
 }
@@ -34,21 +39,54 @@ KEYS_OF_THE_PORTAL = {
     "uq_user_account_uid": "random, 130 bits",
     "uq_user_account_email": "people stand above tenants; registration answers alike for known and unknown addresses",
     "uq_device_uid": "random, 130 bits: the address of a device before its tenant is known",
+    "uq_credential_uid": "random, 130 bits",
     "uq_credential_token_hash": "a keyed hash of 256 random bits: found before the tenant is known",
     "pk_session": "closed to the tenants' role; a platform administrator's session has no tenant",
     "uq_session_uid": "random, 130 bits",
     "uq_session_current_hash": "a hash of 256 random bits: found before the tenant is known",
     "uq_session_previous_hash": "a hash of 256 random bits: found before the tenant is known",
+    "pk_plan": "a template of quotas, of the platform",
+    "uq_plan_uid": "random, 130 bits",
+    "uq_plan_name": "of the platform; closed to the tenants' role",
+    "uq_site_uid": "random, 130 bits: a collision tells nothing",
+    "uq_role_uid": "random, 130 bits",
+    "uq_invitation_uid": "random, 130 bits",
+    "uq_invitation_token_hash": "a hash of 256 random bits: found before the tenant is known",
+    "uq_service_account_uid": "random, 130 bits",
+    "uq_api_key_uid": "random, 130 bits",
+    "uq_api_key_key_hash": "a hash of 256 random bits: found before the tenant is known",
+    "pk_password_reset": "of a person; closed to the tenants' role",
+    "uq_password_reset_token_hash": "a hash of 256 random bits; closed to the tenants' role",
+    "pk_pending_registration": "before there is a tenant; closed to the tenants' role",
+    "uq_pending_registration_token_hash": "a hash of 256 random bits; closed to the tenants' role",
+    "pk_second_factor": "of a person; closed to the tenants' role",
+    "pk_recovery_code": "of a person; closed to the tenants' role",
     "pk_stream_cursor": "belongs to the portal",
     "alembic_version_pkc": "the schema's revision",
 }
 LINKS_TO_PEOPLE = {
     "fk_membership_user_id": "a person stands above tenants; only sign-in creates members",
     "fk_session_user_id": "a person stands above tenants; closed to the tenants' role",
+    "fk_password_reset_user_id": "of a person; closed to the tenants' role",
+    "fk_second_factor_user_id": "of a person; closed to the tenants' role",
+    "fk_recovery_code_user_id": "of a person; closed to the tenants' role",
+    "fk_tenant_plan_id": "a plan is of the platform; the tenants' role may not write the column",
 }
+# Who may call them (a trigger's function is called by nobody), and why they may do more than their caller.
 SECURITY_DEFINER = {
-    "ensure_partitions": "creates empty tables by dates alone; only stream may call it",
-    "drop_partitions": "retention drops whole days; only stream may call it",
+    "ensure_partitions": ("iiot_stream", "creates empty tables by dates alone"),
+    "drop_partitions": ("iiot_stream", "retention drops whole days"),
+    "chain_audit": (None, "numbers and chains the entries of the audit trail; nobody else may write their hashes"),
+}
+# The second wall inside a tenant: a restrictive policy for members who see some devices alone.
+MEMBER_LIMITS = {
+    "api_key", "connection_event", "credential", "device", "latest", "rejected_message", "rollup_1h", "signal", "site",
+    "telemetry",
+}  # fmt: skip
+# What holds something of a device without that wall, and why a limited member reads nothing of other devices there.
+DEVICE_DATA_WITHOUT_LIMIT = {
+    "membership_limit": "says which devices members may see; the policy of `device` itself reads it",
+    "telemetry_batch": "many devices in one row; replayed to clients by the rooms of the devices that they may see",
 }
 
 
@@ -97,28 +135,48 @@ def test_policies_name_one_role_and_the_tenants_role_is_always_limited() -> None
     )
     assert policies
     for table, name, permissive, roles, command, using, check in policies:
-        assert permissive == "PERMISSIVE", table
         assert command == "ALL", f"{table}: one policy for every command leaves none out"
-        assert len(roles) == 1, f"{table}: {name}"
-        assert roles[0] in RUNTIME_ROLES, f"{table}: {name} is for {roles}"
-        if roles == ["iiot_app"]:
-            assert name == "tenant_isolation", table
+        if name != "tenant_isolation":
+            assert len(roles) == 1, f"{table}: {name}"
+        if name == "member_limit":
+            assert (permissive, roles) == ("RESTRICTIVE", ["iiot_limited"]), table
+            assert using == check, f"{table}: what may be read and what may be written are the same rows"
+            continue
+        assert permissive == "PERMISSIVE", table
+        if name == "tenant_isolation":
+            assert roles in (["iiot_app"], ["iiot_app", "iiot_limited"]), table
             assert using == check, f"{table}: what may be read and what may be written are the same rows"
             # The sub-select is evaluated once per statement; a bare call once per row, six times as dear.
             assert "( SELECT iiot.tid() AS tid)" in using, f"{table}: {using}"
         else:
             assert name == f"portal_{roles[0].removeprefix('iiot_')}", table
+            # The trigger of the audit trail acts as the owner; nothing else needs a policy for it.
+            assert roles[0] in RUNTIME_ROLES or (table, roles[0]) == ("audit_head", "iiot_owner"), f"{table}: {name}"
 
 
 def test_every_table_of_a_tenant_is_limited_by_its_own_tenant_id() -> None:
     policies = factories.rows(
-        "SELECT tablename, qual FROM pg_policies WHERE schemaname = 'iiot' AND roles = '{iiot_app}'"
+        "SELECT tablename, qual FROM pg_policies WHERE schemaname = 'iiot' AND policyname = 'tenant_isolation'"
     )
     by_table = dict(policies)
     for table, using in by_table.items():
         if table not in NO_TENANT_COLUMN:
             assert using == "(tenant_id = ( SELECT iiot.tid() AS tid))", table
     assert set(by_table) & set(NO_TENANT_COLUMN) == {"tenant", "user_account"}
+
+
+def test_what_belongs_to_a_device_is_hidden_from_limited_members() -> None:
+    """A table with something of a device that the tenants' role may read has the second wall, or is reached through one that has."""
+    limited = factories.rows(
+        "SELECT tablename FROM pg_policies WHERE schemaname = 'iiot' AND policyname = 'member_limit'"
+    )
+    assert {name for (name,) in limited} == MEMBER_LIMITS
+    of_devices = factories.rows(
+        """SELECT DISTINCT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
+           WHERE c.relnamespace = 'iiot'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND (c.relname IN ('device', 'site')
+           OR a.attname IN ('device_id', 'signal_id', 'device_ids', 'signal_ids')) AND has_any_column_privilege('iiot_app', c.oid, 'SELECT')"""
+    )
+    assert {name for (name,) in of_devices} == MEMBER_LIMITS - {"api_key"} | set(DEVICE_DATA_WITHOUT_LIMIT)
 
 
 def test_primary_and_unique_keys_begin_with_the_tenant() -> None:
@@ -152,6 +210,10 @@ def test_indexes_of_tenant_tables_lead_with_the_tenant_or_have_a_reason() -> Non
         "ix_session_user_id": "sign-in revokes the sessions of a person",
         "ix_session_expires_at": "housekeeping removes old sessions",
         "ix_rollup_1h_changed": "the hours that changed are summed up for all tenants",
+        "ix_password_reset_user_id": "sign-in ends the other links of a person",
+        "ix_password_reset_expires_at": "housekeeping removes old links",
+        "ix_pending_registration_expires_at": "housekeeping removes old registrations",
+        "ix_recovery_code_user_id": "sign-in finds the codes of a person",
     }
     found = factories.rows(
         """SELECT i.relname, (SELECT a.attname FROM pg_attribute a WHERE a.attrelid = x.indrelid AND a.attnum = x.indkey[0])
@@ -233,24 +295,53 @@ def test_telemetry_is_write_only_for_ingest_and_read_only_for_tenants() -> None:
             table,
         )
         assert {kind for role, kind in granted if role == "iiot_ingest"} == {"INSERT"}
-        assert {kind for role, kind in granted if role == "iiot_app"} == {"SELECT"}
+        assert {kind for role, kind in granted if role in ("iiot_app", "iiot_limited")} == {"SELECT"}
 
 
-def test_tenants_never_read_password_hashes() -> None:
+def test_limited_members_may_do_nothing_that_others_may_not() -> None:
+    more = factories.rows(
+        """SELECT c.relname, a.attname, kind FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped,
+           unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS kind WHERE c.relnamespace = 'iiot'::regnamespace AND c.relkind IN ('r', 'p')
+           AND has_column_privilege('iiot_limited', c.oid, a.attnum, kind) AND NOT has_column_privilege('iiot_app', c.oid, a.attnum, kind)"""
+    )
+    assert more == []
+
+
+@pytest.mark.parametrize("role", ["iiot_app", "iiot_limited"])
+def test_tenants_never_read_password_hashes(role: str) -> None:
     for column in ("password_hash", "epoch", "is_platform_admin"):
-        assert factories.rows(
-            f"SELECT has_column_privilege('iiot_app', 'iiot.user_account', '{column}', 'SELECT')"
-        ) == [(False,)]
-    assert factories.rows("SELECT has_table_privilege('iiot_app', 'iiot.session', 'SELECT')") == [(False,)]
+        assert factories.rows(f"SELECT has_column_privilege('{role}', 'iiot.user_account', '{column}', 'SELECT')") == [
+            (False,)
+        ]
+    assert factories.rows(f"SELECT has_table_privilege('{role}', 'iiot.session', 'SELECT')") == [(False,)]
+
+
+def test_the_audit_trail_is_append_only_by_grant() -> None:
+    """Nobody may change, remove or number an entry; what chains it, and the heads of the chains, the trigger alone writes."""
+    granted = factories.rows(
+        "SELECT table_name, grantee, privilege_type, column_name FROM information_schema.column_privileges "
+        "WHERE table_schema = 'iiot' AND table_name IN ('audit', 'audit_head') AND grantee <> 'iiot_owner'"
+    )
+    entries = {(role, kind) for table, role, kind, _ in granted if table == "audit"}
+    readers = ("iiot_app", "iiot_auth", "iiot_backup")
+    writers = ("iiot_app", "iiot_limited", "iiot_auth", "iiot_stream")
+    assert entries == {(role, "SELECT") for role in readers} | {(role, "INSERT") for role in writers}
+    given = {column for table, _, kind, column in granted if (table, kind) == ("audit", "INSERT")}
+    assert given.isdisjoint({"seq", "at", "previous_hash", "hash"})
+    heads = {(role, kind) for table, role, kind, _ in granted if table == "audit_head"}
+    assert heads == {("iiot_auth", "SELECT"), ("iiot_backup", "SELECT")}
+    triggers = factories.rows("SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = 'iiot.audit'::regclass")
+    assert set(triggers) == {("chain", "O"), ("append_only", "O"), ("never_emptied", "O")}
 
 
 def test_functions_run_as_the_caller_with_a_fixed_path_or_have_a_reason() -> None:
     functions = factories.rows(
-        "SELECT proname, prosecdef, coalesce(proconfig, '{}') FROM pg_proc WHERE pronamespace = 'iiot'::regnamespace"
+        "SELECT proname, prosecdef, coalesce(proconfig, '{}'), prosqlbody IS NOT NULL FROM pg_proc WHERE pronamespace = 'iiot'::regnamespace"
     )
-    assert {name for name, definer, _ in functions if definer} == set(SECURITY_DEFINER)
-    for name, _, setting in functions:
-        assert 'search_path=""' in setting, name
+    assert {name for name, definer, *_ in functions if definer} == set(SECURITY_DEFINER)
+    for name, _, setting, is_bound in functions:
+        # A body after RETURN was bound to its objects when it was made; any other looks names up when it runs.
+        assert is_bound or 'search_path=""' in setting, name
     everybody = factories.rows(
         "SELECT p.proname FROM pg_proc p WHERE p.pronamespace = 'iiot'::regnamespace "
         "AND (p.proacl IS NULL OR EXISTS (SELECT FROM aclexplode(p.proacl) a WHERE a.grantee = 0))"
@@ -260,7 +351,7 @@ def test_functions_run_as_the_caller_with_a_fixed_path_or_have_a_reason() -> Non
         """SELECT p.proname, r.rolname FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
            WHERE p.pronamespace = 'iiot'::regnamespace AND p.prosecdef AND r.rolname <> 'iiot_owner'"""
     )
-    assert set(callers) == {(name, "iiot_stream") for name in SECURITY_DEFINER}
+    assert set(callers) == {(name, caller) for name, (caller, _) in SECURITY_DEFINER.items() if caller}
 
 
 def test_views_see_what_their_reader_may_see() -> None:

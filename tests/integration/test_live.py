@@ -10,8 +10,9 @@ import pytest
 import socketio
 import websocket
 
-from iiot import cache, clock, tenancy
+from iiot import auth, cache, clock, tenancy
 from iiot.config import Settings
+from iiot.services import api_keys, service_accounts
 from iiot.services.presence import StatusEvent, status
 from iiot.stream.log import lag
 from iiot.tenancy import sql
@@ -354,6 +355,32 @@ def test_the_end_of_a_session_ends_its_connections_within_a_second(server: WebSe
         assert listener.gone.wait(5)
         assert time.monotonic() - began < 1.2
         assert stays.ask("subscribe", {"tenant": True})["ok"]
+
+
+@pytest.mark.parametrize("kind", ["user", "service"])
+def test_an_api_key_listens_until_it_is_revoked(server: WebServer, kind: str) -> None:
+    tenant = factories.make_tenant()
+    device, user = factories.make_device(tenant), factories.make_user(tenant)
+    boss = auth.Principal("user", tenant.tenant_id, tenant.uid, user.user_id, user.uid, "admin")
+    with tenancy.work(tenancy.of(tenant)) as db:
+        account = None if kind == "user" else service_accounts.create(db, boss, "exporter", "viewer").uid
+        listed, key = api_keys.create(db, boss, api_keys.Wish("live", service_account=account))
+        _, blind = api_keys.create(db, boss, api_keys.Wish("blind", ("device:read",), service_account=account))
+    refused = Listener(server.url, blind)
+    with pytest.raises(socketio.exceptions.ConnectionError):
+        refused.connect()
+    refused.close()
+    with listening(server.url, key, tenant=True) as listener:
+        now = clock.now_ms()
+        factories.store(device.uid, (now, {"t": 21.5}))
+        eventually(lambda: listener.readings == {(device.uid, "t", now): 21.5})
+        with tenancy.work(tenancy.of(tenant)) as db:
+            api_keys.revoke(db, boss, listed.uid)
+        assert listener.gone.wait(5)
+        again = Listener(server.url, key)
+        with pytest.raises(socketio.exceptions.ConnectionError):
+            again.connect()
+        again.close()
 
 
 def test_a_user_has_twenty_connections_on_all_workers(server: WebServer, house: House) -> None:

@@ -4,17 +4,20 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session, aliased
 
+from iiot import auth, tenancy
 from iiot import db as engines
-from iiot import tenancy
 from iiot.config import Settings
-from iiot.models import Device, Membership, Quota, Signal, Tenant, User, telemetry
-from tests import factories
+from iiot.ids import new_uid
+from iiot.models import Device, Membership, MembershipLimit, Quota, Signal, Tenant, User, telemetry
+from tests import factories, services
 from tests.factories import DeviceRow, TenantRow
 
 pytestmark = pytest.mark.usefixtures("module_settings")
@@ -336,3 +339,72 @@ def test_a_connection_that_dies_in_the_block_is_an_error_and_not_repeated(a: Ten
     assert entered == 1
     with tenancy.work(tenancy.of(a)) as db:
         assert names(db) == ["a"]
+
+
+@dataclass(frozen=True)
+class LimitedMember:
+    """What `tenancy.of` reads of a limited member."""
+
+    tenant_id: int
+    limited_user_id: int | None
+
+
+def test_a_limited_member_sees_their_devices_alone(a: TenantRow) -> None:
+    user = factories.make_user(a, "viewer")
+    mine, other = factories.make_device(a), factories.make_device(a)
+    with tenancy.work(tenancy.of(a)) as db:
+        db.add(MembershipLimit(user_id=user.user_id, device_id=mine.device_id))
+    with tenancy.work(tenancy.of(LimitedMember(a.tenant_id, user.user_id))) as db:
+        assert db.scalars(select(Device.uid)).all() == [mine.uid]
+        changed = db.execute(update(Device).where(Device.uid == other.uid).values(name="x").returning(Device.uid)).all()
+        assert changed == []
+    with tenancy.work(tenancy.of(LimitedMember(a.tenant_id, None))) as db:
+        assert {mine.uid, other.uid} <= set(db.scalars(select(Device.uid)))
+    with tenancy.work(tenancy.of(a)) as db:
+        assert {mine.uid, other.uid} <= set(db.scalars(select(Device.uid))), "the limit does not stay on the connection"
+
+
+def test_before_commit_runs_last_in_the_transaction(a: TenantRow) -> None:
+    told: list[str] = []
+    with tenancy.work(tenancy.of(a)) as db:
+        tenancy.before_commit(db, lambda: told.append(str(db.scalar(select(Tenant.name)))))
+        tenancy.after_commit(db, lambda: told.append("committed"))
+        told.append("block")
+    assert told == ["block", a.name, "committed"]
+
+
+def test_a_failure_before_the_commit_rolls_back(a: TenantRow) -> None:
+    with pytest.raises(ZeroDivisionError):
+        _fail_before_commit(a)
+    with tenancy.work(tenancy.of(a)) as db:
+        assert db.scalar(select(Device.id).where(Device.name == "never")) is None
+
+
+def _fail_before_commit(tenant: TenantRow) -> None:
+    with tenancy.work(tenancy.of(tenant)) as db:
+        db.add(Device(uid=new_uid(), name="never"))
+        tenancy.before_commit(db, lambda: 1 // 0)
+
+
+def test_a_device_without_a_tenant_opens_nothing() -> None:
+    with pytest.raises(tenancy.NoTenant):
+        tenancy.of_device(auth.Principal("device", None, None))
+    with pytest.raises(tenancy.NoTenant):
+        tenancy.of(auth.Principal("user", None, None))
+
+
+def test_a_bulk_insert_of_the_own_tenant_and_a_reload_pass(a: TenantRow) -> None:
+    device = factories.make_device(a)
+    with tenancy.work(tenancy.of(a)) as db:
+        row = {"tenant_id": a.tenant_id, "user_id": factories.make_user(a).user_id, "device_id": device.device_id}
+        db.execute(insert(MembershipLimit), [row])
+        found = db.scalars(select(Device).where(Device.uid == device.uid)).one()
+        db.expire(found, ["name"])
+        assert found.name == device.name
+
+
+def test_a_database_that_is_not_there_is_an_error(module_settings: Settings) -> None:
+    url = make_url(str(module_settings.database_url)).set(database="not there")
+    gone = module_settings.model_copy(update={"database_url": url.render_as_string(hide_password=False)})
+    with services.active(gone), pytest.raises(OperationalError), tenancy.work(tenancy.system("health")):
+        raise AssertionError("unreachable")
