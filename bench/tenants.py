@@ -10,13 +10,15 @@ import json
 import multiprocessing
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bench import http_load, report, wire
 from bench.ingest import KEYS, make_fleet
 from bench.ingest_latency import percentile
-from bench.servers import Servers, eventually, servers
+from bench.servers import Servers, cpu_seconds, eventually, servers
 from iiot.embedded.ports import free_port
 from tests.services import http_status
 
@@ -92,8 +94,8 @@ def _publish(login: wire.Login, topics: list[bytes], rate: float, count: int, pi
     pipe.send(publisher.late)
 
 
-def run(bench: Servers, options: argparse.Namespace) -> dict[str, float]:
-    """The figures."""
+def crowd(bench: Servers) -> tuple[list[bytes], list[str]]:
+    """Tenants, devices and people: what each person asks, and the uids of all devices."""
     from iiot import db as engines
 
     fleets = [make_fleet(DEVICES, quota=2 * DEVICES + 1000) for _ in range(TENANTS)]
@@ -106,16 +108,29 @@ def run(bench: Servers, options: argparse.Namespace) -> dict[str, float]:
         tenant_id, uids = fleets[number // (PEOPLE // TENANTS)]
         requests.append(work_of(number, uids, tenant_uids[tenant_id], person(tenant_id, number)))
     engines.dispose()
-    port, uids = free_port(), [uid for _, fleet in fleets for uid in fleet]
-    spawn = multiprocessing.get_context("spawn")
+    return requests, [uid for _, fleet in fleets for uid in fleet]
+
+
+@contextmanager
+def product(bench: Servers) -> Iterator[tuple[int, dict[str, int]]]:
+    """The web server, the MQTT adapter and the stream: the port, and the pids of all processes by name."""
+    port = free_port()
+    gunicorn = ("-m", "gunicorn", "-c", "config/gunicorn.conf.py", "app_advanced:app")
     with (
-        bench.process("-m", "protocols", "run", "mqtt"),
-        bench.process("-m", "iiot", "stream"),
-        bench.process(
-            "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "app_advanced:app", IIOT_HTTP_BIND=f"127.0.0.1:{port}"
-        ),
+        bench.process("-m", "protocols", "run", "mqtt") as adapter,
+        bench.process("-m", "iiot", "stream") as stream,
+        bench.process(*gunicorn, IIOT_HTTP_BIND=f"127.0.0.1:{port}") as web,
     ):
         eventually(lambda: http_status(f"http://127.0.0.1:{port}/ready") == 200, 30)
+        own = {"adapter": adapter.pid, "stream": stream.pid, "web": web.pid}
+        yield port, own | {"broker": bench.broker.pid, "database": bench.postgres.pid}
+
+
+def run(bench: Servers, options: argparse.Namespace) -> dict[str, float]:
+    """The figures."""
+    requests, uids = crowd(bench)
+    spawn = multiprocessing.get_context("spawn")
+    with product(bench) as (port, pids):
         http_load.pace(port, requests, PEOPLE, PEOPLE, 3)
         watcher = Connections(bench)
         watcher.start()
@@ -124,7 +139,9 @@ def run(bench: Servers, options: argparse.Namespace) -> dict[str, float]:
         topics = [f"iiot/{uid}/up/telemetry".encode() for uid in uids]
         publisher = spawn.Process(target=_publish, args=(bench.login, topics, float(len(uids)), count, there))
         publisher.start()
+        before = {name: cpu_seconds([pid]) for name, pid in pids.items()}
         paced = http_load.pace(port, requests, PEOPLE, PEOPLE, options.seconds)
+        used = {f"cores_{name}": (cpu_seconds([pid]) - before[name]) / options.seconds for name, pid in pids.items()}
         late = here.recv()
         publisher.join()
         cursor = bench.superuser().cursor()
@@ -140,6 +157,7 @@ def run(bench: Servers, options: argparse.Namespace) -> dict[str, float]:
             "readings_missing": count * len(KEYS) - _stored(cursor),
             "late_sends": late,
             "connections": watcher.most,
+            **{name: round(cores, 2) for name, cores in used.items()},
         }
 
 

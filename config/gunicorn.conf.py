@@ -64,6 +64,12 @@ def post_fork(server: Any, worker: Any) -> None:
     from psycogreen.gevent import patch_psycopg
 
     patch_psycopg()
+    from iiot import logs
+
+    # The worker's own words go with ours; the master, which never imports the portal, keeps gunicorn's format.
+    logs.setup("web")
+    worker.log.error_log.handlers.clear()
+    worker.log.error_log.propagate = True
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -4,8 +4,6 @@ A room is a Redis channel. A worker subscribes to the rooms of its clients, so n
 moment what somebody waits for. Events are not kept here: what must not be missed is in the batch log, and clients resume from there.
 """
 
-import os
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,10 +11,8 @@ from typing import Any
 import msgspec
 import redis
 import structlog
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from iiot import config, metrics
+from iiot import metrics, valkey
 
 log = structlog.get_logger(__name__)
 
@@ -27,8 +23,6 @@ TIMEOUT_SECONDS = 2.0
 # After a failure the callers of `publish` are not kept waiting again for this long.
 REST_SECONDS = 1.0
 
-_clients: dict[tuple[int, str], redis.Redis] = {}
-_lock = threading.Lock()
 _down_until = 0.0
 _encode = msgspec.json.Encoder().encode
 
@@ -45,20 +39,7 @@ def device_room(tenant_uid: str, device_uid: str) -> str:
 
 def client() -> redis.Redis:
     """The Redis client of this process; answers or fails within two seconds."""
-    url = config.load().redis_url
-    if not url:
-        raise redis.ConnectionError("No Redis is configured: set IIOT_REDIS_URL or start the embedded one.")
-    key = (os.getpid(), url)
-    with _lock:
-        if key not in _clients:
-            _clients[key] = redis.Redis.from_url(
-                url,
-                socket_timeout=TIMEOUT_SECONDS,
-                socket_connect_timeout=TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 1),
-                health_check_interval=30,
-            )
-        return _clients[key]
+    return valkey.client(TIMEOUT_SECONDS)
 
 
 def listened() -> set[str]:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Integer, event, text
-from sqlalchemy.orm import Mapped, ORMExecuteState, Session, mapped_column, sessionmaker, with_loader_criteria
+from sqlalchemy.orm import (
+    Mapped,
+    ORMExecuteState,
+    Session,
+    SessionTransaction,
+    mapped_column,
+    sessionmaker,
+    with_loader_criteria,
+)
 from sqlalchemy.orm.util import LoaderCriteriaOption
 from sqlalchemy.sql.elements import TextClause
 
@@ -114,8 +122,11 @@ class ScopedSession(Session):
 
 
 @event.listens_for(ScopedSession, "after_begin")
-def _set_tenant(session: ScopedSession, _transaction: Any, connection: Connection) -> None:
+def _set_tenant(session: ScopedSession, transaction: SessionTransaction, connection: Connection) -> None:
     """Begin every transaction with its tenant, in one round trip; without a tenant too: it shows whether the pooled connection is still alive."""
+    if transaction.nested:
+        # A savepoint lies in a transaction that has begun.
+        return
     scope = session.scope
     statement = f"SELECT set_config('app.tenant_id', '{_number(scope.tenant_id)}', true)"
     if scope.limited_user is not None:

@@ -97,7 +97,7 @@ class Hub:
     # --- rooms --------------------------------------------------------------------------------------------------------
 
     def settle(self, client: Client) -> bool:
-        """Bring the client into its rooms; False when Redis has not confirmed them in time.
+        """Bring the client into its rooms; False when Redis has not confirmed them in time, or when the client has gone meanwhile.
 
         While Redis is away it returns True: what is missed until it is back will be sent from the log.
         """
@@ -105,12 +105,8 @@ class Hub:
         for room in [room for room, sids in self._members.items() if sid in sids and room not in wanted]:
             self._leave(room, sid)
         for room in wanted:
-            if sid not in self._members.setdefault(room, set()):
-                self._members[room].add(sid)
-                self._server.enter_room(sid, room)
-                if room not in self._confirmed:
-                    self._confirmed[room] = threading.Event()
-                    self._order("subscribe", room)
+            if not self._enter(room, sid):
+                return False
         deadline = time.monotonic() + CONFIRM_SECONDS
         for room in wanted:
             confirmed = self._confirmed.get(room)
@@ -119,8 +115,28 @@ class Hub:
                     return False
         return True
 
+    def _enter(self, room: str, sid: str) -> bool:
+        """False when the client is gone: whoever asks waits for the database and for Redis, and people leave pages meanwhile."""
+        if sid not in self.clients:
+            return False
+        if sid in self._members.get(room, ()):
+            return True
+        try:
+            self._server.enter_room(sid, room)
+        except ValueError:
+            # The connection has ended, and `remove` is about to be told.
+            return False
+        self._members.setdefault(room, set()).add(sid)
+        if room not in self._confirmed:
+            self._confirmed[room] = threading.Event()
+            self._order("subscribe", room)
+        return True
+
     def _leave(self, room: str, sid: str) -> None:
-        members = self._members[room]
+        members = self._members.get(room)
+        if members is None or sid not in members:
+            # Another greenlet was faster.
+            return
         members.discard(sid)
         if sid in self.clients:
             self._server.leave_room(sid, room)

@@ -1,6 +1,5 @@
 """Devices: created, listed, changed, removed. What proves them is in `services.credentials`."""
 
-import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +13,7 @@ from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from iiot.models import Device, Site
 from iiot.services import audit, credentials, quotas, roles, sites
 from iiot.services.listing import Found, Wanted, escape_like, find
+from iiot.services.names import check_name
 from iiot.tenancy import ScopedSession
 
 MAX_NAME = 200
@@ -89,29 +89,11 @@ SORTS: dict[str, Any] = {
 }
 
 
-def check_text(value: str, loc: str, longest: int) -> str:
-    """A name as it is, stripped at the ends, when it is 1 to `longest` characters without control characters; raises Invalid.
-
-    Anything else, markup and SQL and every script of the world, is only text: it is stored as it came and escaped where it is shown.
-    """
-    text = value.strip()
-    message = None
-    if not text:
-        message = "must not be empty"
-    elif len(text) > longest:
-        message = f"at most {longest} characters"
-    elif any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in text):
-        message = "must not contain control characters or line breaks"
-    if message:
-        raise Invalid("The device is not valid.", [{"loc": ["body", loc], "msg": message}])
-    return text
-
-
 def check_tags(tags: tuple[str, ...] | list[str]) -> list[str]:
     """Tags without repetition, in the order given."""
     if len(tags) > MAX_TAGS:
         raise Invalid("The device is not valid.", [{"loc": ["body", "tags"], "msg": f"at most {MAX_TAGS} tags"}])
-    return list(dict.fromkeys(check_text(tag, "tags", MAX_TAG) for tag in tags))
+    return list(dict.fromkeys(check_name(tag, "tags", MAX_TAG) for tag in tags))
 
 
 def create(db: ScopedSession, new: NewDevice) -> tuple[Device, str]:
@@ -119,9 +101,9 @@ def create(db: ScopedSession, new: NewDevice) -> tuple[Device, str]:
     roles.check_unlimited(db.scope)
     device = Device(
         uid=ids.new_uid(),
-        name=check_text(new.name, "name", MAX_NAME),
-        type=check_text(new.type, "type", MAX_TYPE),
-        external_id=None if new.external_id is None else check_text(new.external_id, "external_id", MAX_NAME),
+        name=check_name(new.name, "name", MAX_NAME),
+        type=check_name(new.type, "type", MAX_TYPE),
+        external_id=None if new.external_id is None else check_name(new.external_id, "external_id", MAX_NAME),
         is_gateway=new.is_gateway,
         tags=check_tags(new.tags),
         site_id=sites.id_of(db, new.site),
@@ -215,9 +197,9 @@ def change(db: Session, uid: str, changes: dict[str, Any], expected_version: str
     checked = dict(changes)
     for name, longest in (("name", MAX_NAME), ("type", MAX_TYPE)):
         if name in checked:
-            checked[name] = check_text(checked[name], name, longest)
+            checked[name] = check_name(checked[name], name, longest)
     if checked.get("external_id") is not None:
-        checked["external_id"] = check_text(checked["external_id"], "external_id", MAX_NAME)
+        checked["external_id"] = check_name(checked["external_id"], "external_id", MAX_NAME)
     if "tags" in checked:
         checked["tags"] = check_tags(checked["tags"])
     if "site" in checked:

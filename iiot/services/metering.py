@@ -7,8 +7,6 @@ the limit becomes weaker by the number of processes at most, and never open.
 """
 
 import functools
-import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,12 +15,10 @@ from typing import Any, TypeVar, cast
 
 import redis
 import structlog
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from iiot import cache, config, tenancy
+from iiot import cache, config, tenancy, valkey
 from iiot.errors import Problem
 from iiot.models import Quota, Tenant, UsageDay
 
@@ -39,8 +35,6 @@ KEPT_DAYS = 3
 
 Answer = TypeVar("Answer")
 
-_clients: dict[tuple[int, str], redis.Redis] = {}
-_lock = threading.Lock()
 _down_until = 0.0
 
 
@@ -94,28 +88,11 @@ def ask(question: Callable[[redis.Redis], Answer]) -> Answer | None:
     if time.monotonic() < _down_until:
         return None
     try:
-        return question(_client())
+        return question(valkey.client(TIMEOUT_SECONDS))
     except redis.RedisError as error:
         _down_until = time.monotonic() + REST_SECONDS
         log.warning("Redis does not answer, counting per process", error=str(error)[:200])
         return None
-
-
-def _client() -> redis.Redis:
-    url = config.load().redis_url
-    if not url:
-        raise redis.ConnectionError("No Redis is configured.")
-    key = (os.getpid(), url)
-    with _lock:
-        if key not in _clients:
-            _clients[key] = redis.Redis.from_url(
-                url,
-                socket_timeout=TIMEOUT_SECONDS,
-                socket_connect_timeout=TIMEOUT_SECONDS,
-                retry=Retry(NoBackoff(), 1),
-                health_check_interval=30,
-            )
-        return _clients[key]
 
 
 def allowed(tenant_uid: str) -> Allowed:

@@ -1,4 +1,4 @@
-"""Names that people give to roles, sites and other things of theirs."""
+"""Names and other short texts that people give to things of theirs."""
 
 import unicodedata
 
@@ -8,7 +8,7 @@ LONGEST = 100
 
 
 def check_name(value: str, loc: str = "name", longest: int = LONGEST) -> str:
-    """The name, stripped at the ends, when it is 1 to `longest` characters without control characters; raises Invalid.
+    """The text, stripped at the ends, when it is 1 to `longest` characters without control characters; raises Invalid. `loc`: its field.
 
     Markup and every script of the world is only text: it is stored as it came and escaped where it is shown.
     """
@@ -21,5 +21,5 @@ def check_name(value: str, loc: str = "name", longest: int = LONGEST) -> str:
     elif any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in text):
         message = "must not contain control characters or line breaks"
     if message:
-        raise Invalid("The name is not valid.", [{"loc": ["body", loc], "msg": message}])
+        raise Invalid(f"The {loc.replace('_', ' ')} is not valid.", [{"loc": ["body", loc], "msg": message}])
     return text

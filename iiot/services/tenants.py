@@ -17,6 +17,7 @@ from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from iiot.models import Membership, Plan, Quota, Signal, Tenant
 from iiot.services import audit, plans, quotas
 from iiot.services.listing import Found, Wanted, escape_like, find
+from iiot.services.names import check_name
 from iiot.services.overview import overview
 from iiot.tenancy import ScopedSession
 
@@ -43,18 +44,6 @@ def _refuse(loc: str, message: str) -> Invalid:
     return Invalid("The tenant is not valid.", [{"loc": ["body", loc], "msg": message}])
 
 
-def check_name(text: str) -> str:
-    """A name, stripped; raises Invalid when it is empty, too long or holds control characters."""
-    name = text.strip()
-    if not name:
-        raise _refuse("name", "must not be empty")
-    if len(name) > MAX_NAME:
-        raise _refuse("name", f"at most {MAX_NAME} characters")
-    if any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in name):
-        raise _refuse("name", "must not contain control characters or line breaks")
-    return name
-
-
 def check_timezone(text: str) -> str:
     """An IANA name; raises Invalid for any other."""
     if text not in timezones():
@@ -76,7 +65,7 @@ def check_colour(text: str | None) -> str | None:
 
 def create(db: Session, name: str, timezone: str = "UTC", plan: Plan | None = None) -> Tenant:
     """A tenant with the limits of a plan, or the default ones. `db`: scope "platform", "sign-in" or "operator"."""
-    name, timezone = check_name(name), check_timezone(timezone)
+    name, timezone = check_name(name, longest=MAX_NAME), check_timezone(timezone)
     base = slug_of(name) or "tenant"
     taken = db.scalar(select(func.count()).select_from(Tenant).where(Tenant.slug == base))
     slug = f"{base}-{secrets.token_hex(3)}" if taken else base
@@ -155,7 +144,11 @@ def _locked(db: Session, expected_version: str | None) -> Tenant:
     return tenant
 
 
-_CHECKS: dict[str, Any] = {"name": check_name, "timezone": check_timezone, "colour": check_colour}
+_CHECKS: dict[str, Any] = {
+    "name": functools.partial(check_name, longest=MAX_NAME),
+    "timezone": check_timezone,
+    "colour": check_colour,
+}
 
 
 def change(db: Session, changes: dict[str, Any], expected_version: str | None = None) -> Tenant:

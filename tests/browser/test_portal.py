@@ -190,8 +190,12 @@ def test_a_failed_load_of_the_history_can_be_repeated(page: Page, account: Accou
     def refuse(route: Route) -> None:
         route.fulfill(status=503, content_type="application/problem+json", body=json.dumps(refusal))
 
+    page.clock.install()
     page.route("**/telemetry?*", refuse)
     page.goto(f"/devices/{device['id']}/chart")
+    expect(page.locator(".chart-note")).to_contain_text("The database does not answer")
+    # The chart moves every second; the reason stays.
+    page.clock.run_for(3_000)
     expect(page.locator(".chart-note")).to_contain_text("The database does not answer")
     page.unroute("**/telemetry?*", refuse)
     page.get_by_role("button", name="Try again").click()

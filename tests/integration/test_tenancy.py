@@ -288,6 +288,15 @@ def test_a_commit_within_the_block_keeps_the_tenant(a: TenantRow) -> None:
             assert names(db) == ["a"]
 
 
+def test_a_savepoint_begins_no_second_transaction(a: TenantRow) -> None:
+    with tenancy.work(tenancy.of(a)) as db:
+        driver = db.connection().connection.dbapi_connection
+        with db.begin_nested():
+            db.execute(tenancy.sql("SELECT 1"))
+        assert driver is not None
+        assert driver.notices == []
+
+
 def test_two_threads_with_two_tenants_never_mix(a: TenantRow, b: TenantRow) -> None:
     wrong: list[object] = []
     barrier = threading.Barrier(8)

@@ -85,6 +85,7 @@ customElements.define("iiot-chart", class extends LiveElement {
     this.loadedAt = Date.now();
     const late = [];
     this.late = late; // What arrives while the history is on its way is added to it.
+    this.failed = false;
     try {
       const answer = await api(`/devices/${this.uid}/telemetry?${query}`, { signal: this.loading.signal });
       this.points = Object.fromEntries(this.keys.map((key) => [key, (answer[key] ?? []).map(([ts, value]) => [typeof ts === "string" ? Date.parse(ts) : ts, value])]));
@@ -93,7 +94,10 @@ customElements.define("iiot-chart", class extends LiveElement {
       this.draw(true);
     } catch (error) {
       if (this.late === late) this.late = null;
-      if (error.name !== "AbortError") this.note(`The history could not be loaded. ${error.message}`, true);
+      if (error.name !== "AbortError") {
+        this.failed = true; // The reason and the button stay until they are used.
+        this.note(`The history could not be loaded. ${error.message}`, true);
+      }
     } finally {
       this.box.removeAttribute("aria-busy");
     }
@@ -111,7 +115,7 @@ customElements.define("iiot-chart", class extends LiveElement {
   }
 
   tick() {
-    if (document.hidden || this.late || !this.follows || !this.keys.length) return;
+    if (document.hidden || this.late || this.failed || !this.follows || !this.keys.length) return;
     if (this.averages) {
       if (Date.now() - this.loadedAt > 60000) this.load();
       return;
