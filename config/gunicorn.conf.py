@@ -35,8 +35,8 @@ else:
 
 bind = _values["IIOT_HTTP_BIND"]
 workers = int(_values.get("IIOT_WEB_WORKERS") or 2)
-# The only class that serves Socket.IO's WebSockets beside pages; plain `gevent` answers 500 with gevent-websocket installed.
-worker_class = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+# gevent-websocket's worker is the only one that serves Socket.IO beside pages; ours shares the connections out evenly.
+worker_class = "iiot.balance.BalancedWorker"
 worker_connections = 1000
 chdir = str(ROOT)
 proc_name = "iiot-web"
@@ -56,6 +56,13 @@ errorlog = "-"
 loglevel = "warning"
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """In the master: a place where the worker will say how many connections it holds."""
+    from iiot.balance import loads
+
+    worker.slot = loads.take()
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """In the new worker, before the application is imported: sockets, locks and psycopg2 wait in greenlets from here on."""
     from gevent import monkey
@@ -65,7 +72,9 @@ def post_fork(server: Any, worker: Any) -> None:
 
     patch_psycopg()
     from iiot import logs
+    from iiot.balance import BalancedServer
 
+    BalancedServer.slot = worker.slot
     # The worker's own words go with ours; the master, which never imports the portal, keeps gunicorn's format.
     logs.setup("web")
     worker.log.error_log.handlers.clear()
@@ -73,7 +82,10 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """In the master, when a worker has ended: its gauges no longer count."""
+    """In the master, when a worker has ended: its connections and its gauges no longer count."""
+    from iiot.balance import loads
+
+    loads.free(worker.slot)
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         from prometheus_client import multiprocess
 

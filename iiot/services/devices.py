@@ -48,6 +48,11 @@ _SITE_UID = (
     .scalar_subquery()
     .label("site_uid")
 )
+_ID = (
+    select(_TABLE.c.id)
+    .where(_TABLE.c.uid == bindparam("uid"), _TABLE.c.tenant_id == bindparam("tenant"))
+    .execution_options(reviewed=True)
+)
 _READ = (
     select(*[_TABLE.c[name] for name in _COLUMNS], _SITE_UID)
     .where(_TABLE.c.uid == bindparam("uid"), _TABLE.c.tenant_id == bindparam("tenant"))
@@ -173,6 +178,15 @@ def get(db: Session, uid: str) -> Device:
     if device is None:
         raise NotFound("device")
     return device
+
+
+def id_of(db: ScopedSession, uid: str) -> int:
+    """The number of a device of the session's tenant; raises NotFound for any other."""
+    values = {"uid": uid, "tenant": db.scope.tenant_id}
+    found = db.execute(_ID, values).scalar_one_or_none() if ids.is_uid(uid) else None
+    if found is None:
+        raise NotFound("device")
+    return int(found)
 
 
 def read(db: ScopedSession, uid: str) -> Row[Any]:

@@ -50,7 +50,7 @@ def find(
             [{"loc": ["query", "sort"], "msg": f"one of {allowed}, with - in front for descending"}],
         )
     column, descending = columns[name], wanted.sort.startswith("-")
-    total = db.scalar(select(func.count()).select_from(statement.order_by(None).subquery())) or 0
+    everything = statement
     if wanted.position is not None:
         statement = statement.where(_after(column, key, wanted.position, descending))
     order = (column.desc(), key.desc()) if descending else (column.asc(), key.asc())
@@ -59,6 +59,10 @@ def find(
     if len(rows) > wanted.limit:
         rows = rows[: wanted.limit]
         position = [_plain(rows[-1][1]), rows[-1][2]]
+    # A list that fits on its first page need not be counted.
+    total = len(rows)
+    if position is not None or wanted.position is not None:
+        total = db.scalar(select(func.count()).select_from(everything.order_by(None).subquery())) or 0
     return Found([row[0] for row in rows], position, total)
 
 

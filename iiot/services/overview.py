@@ -1,13 +1,13 @@
 """What the home page shows of a tenant: how many, how much, what happened last."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import literal, select
 from sqlalchemy.orm import Session
 
 from iiot import clock, tenancy
-from iiot.models import ConnectionEvent, Device, RejectedMessage, UsageDay
+from iiot.models import ConnectionEvent, Device, RejectedMessage
 from iiot.tenancy import ScopedSession
 
 RATE_STEP = 5
@@ -15,6 +15,18 @@ RATE_STEPS = 60
 ACTIVITY = 8
 MOST_COUNTED = 10_000
 
+# Everything that is one number, in one trip. Refusals are counted among the newest alone: a device that is refused all day must not slow it down.
+_COUNTS = tenancy.sql(
+    """
+    SELECT count(*) AS devices, count(*) FILTER (WHERE status = 'online') AS online, count(*) FILTER (WHERE status = 'offline') AS offline,
+        count(*) FILTER (WHERE status = 'new') AS never_seen,
+        (SELECT count(*) FROM iiot.signal) AS signals,
+        (SELECT coalesce(sum(readings), 0)::bigint FROM iiot.usage_day WHERE day >= :today) AS readings_today,
+        (SELECT count(*) FROM (SELECT received_at FROM iiot.rejected_message ORDER BY id DESC LIMIT :most) AS newest WHERE received_at >= :today)
+            AS rejected_today
+    FROM iiot.device
+    """
+)
 # One row of the batch log is one commit; its arrays have one element per reading.
 _RATE = tenancy.sql(
     """
@@ -44,18 +56,23 @@ class Activity:
 
 
 @dataclass(frozen=True)
-class Overview:
-    """Counts are of now and of the present day in UTC; readings of a day are counted per tenant, so limited members are not told.
-
-    `rate` are readings per `rate_step` seconds, oldest first, the last ending at `rate_until`.
-    """
+class Counts:
+    """Counts of now and of the present day in UTC; readings of a day are counted per tenant, so limited members are not told."""
 
     devices: int
     online: int
     offline: int
     never_seen: int
+    signals: int
     readings_today: int | None
     rejected_today: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """`rate` are readings per `rate_step` seconds, oldest first, the last ending at `rate_until`."""
+
+    counts: Counts
     rate: list[int]
     rate_until: int
     rate_step: int
@@ -64,41 +81,26 @@ class Overview:
 
 def overview(db: ScopedSession) -> Overview:
     """The overview of the session's tenant, of what a limited member sees of it."""
-    rows = db.execute(select(Device.status, func.count()).group_by(Device.status)).all()
-    states = {row[0]: int(row[1]) for row in rows}
+    rate, until = rates(db)
+    return Overview(counts(db), rate, until, RATE_STEP, _activity(db))
+
+
+def counts(db: ScopedSession) -> Counts:
+    """The counts of the session's tenant, of what a limited member sees of it."""
     today = clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
-    rate, until = _rate(db)
-    return Overview(
-        devices=sum(states.values()),
-        online=states.get("online", 0),
-        offline=states.get("offline", 0),
-        never_seen=states.get("new", 0),
-        readings_today=None if db.scope.limited_user is not None else _readings_since(db, today),
-        rejected_today=_rejected_since(db, today),
-        rate=rate,
-        rate_until=until,
-        rate_step=RATE_STEP,
-        activity=_activity(db),
-    )
+    row = db.execute(_COUNTS, {"today": today, "most": MOST_COUNTED}).one()
+    found = Counts(**row._mapping)
+    return found if db.scope.limited_user is None else replace(found, readings_today=None)
 
 
-def _readings_since(db: Session, moment: datetime) -> int:
-    return db.scalar(select(func.coalesce(func.sum(UsageDay.readings), 0)).where(UsageDay.day >= moment)) or 0
-
-
-def _rejected_since(db: Session, moment: datetime) -> int:
-    """Counted among the newest messages only: a device that is refused all day must not slow the page down."""
-    newest = select(RejectedMessage.received_at).order_by(RejectedMessage.id.desc()).limit(MOST_COUNTED).subquery()
-    return db.scalar(select(func.count()).select_from(newest).where(newest.c.received_at >= moment)) or 0
-
-
-def _rate(db: ScopedSession) -> tuple[list[int], int]:
+def rates(db: ScopedSession, steps: int = RATE_STEPS) -> tuple[list[int], int]:
     """Readings per slot of the last minutes and the start of the newest slot, in seconds since the epoch."""
     newest = int(clock.now().timestamp()) // RATE_STEP
-    since = clock.from_ms((newest - RATE_STEPS + 1) * RATE_STEP * 1000)
+    first = newest - steps + 1
     statement = _RATE if db.scope.limited_user is None else _RATE_SEEN
+    since = clock.from_ms(first * RATE_STEP * 1000)
     slots = {slot: int(readings) for slot, readings in db.execute(statement, {"step": RATE_STEP, "since": since})}
-    return [slots.get(slot, 0) for slot in range(newest - RATE_STEPS + 1, newest + 1)], newest * RATE_STEP
+    return [slots.get(slot, 0) for slot in range(first, newest + 1)], newest * RATE_STEP
 
 
 def _activity(db: Session) -> list[Activity]:

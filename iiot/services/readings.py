@@ -22,6 +22,7 @@ from iiot.services.lttb import PRESELECT_ABOVE, PRESELECTION_RATIO, Downsampler
 from iiot.services.series import Reader, Series, too_much
 from iiot.services.signals import value_of
 from iiot.services.timespan import HOUR, Interval, invalid, parse_instant, parse_interval, parse_zone
+from iiot.tenancy import ScopedSession
 
 MAX_READINGS = 10_000
 MAX_POINTS = 2_000
@@ -89,7 +90,10 @@ class Asking:
 
 def understand(db: Session, asking: Asking, now: int) -> Question:
     """Read times, interval and zone; without a zone the tenant's counts. Raises Invalid with the parameter's name."""
-    zone = asking.tz if asking.tz is not None else db.scalar(select(Tenant.timezone)) or "UTC"
+    zone = asking.tz
+    if zone is None:
+        # Only buckets have a calendar.
+        zone = "UTC" if asking.interval is None else db.scalar(select(Tenant.timezone)) or "UTC"
     return Question(
         keys=asking.keys,
         start=parse_instant("from", asking.start, now),
@@ -103,14 +107,13 @@ def understand(db: Session, asking: Asking, now: int) -> Question:
     )
 
 
-def answer(db: Session, uid: str, question: Question) -> Answer:
+def answer(db: ScopedSession, uid: str, question: Question) -> Answer:
     """signal key → [(ms, value), …]; keys that the device has not (yet) sent give an empty list.
 
     Buckets without a reading are absent, and a bucket carries the instant at which it begins, even where the range begins later.
     Raises NotFound, Invalid, and Problem 422 `range-too-large` when the answer would take too long.
     """
-    device = devices.get(db, uid)
-    signals = _signals(db, device.id, question)
+    signals = _signals(db, devices.id_of(db, uid), question)
     if len(signals) * question.most > MAX_ANSWER:
         room = MAX_ANSWER // question.most
         raise Invalid(

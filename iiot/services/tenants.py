@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session, joinedload
 
 from iiot import auth, cache, clock, ids, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
-from iiot.models import Membership, Plan, Quota, Signal, Tenant
+from iiot.models import Membership, Plan, Quota, Tenant
 from iiot.services import audit, plans, quotas
 from iiot.services.listing import Found, Wanted, escape_like, find
 from iiot.services.names import check_name
-from iiot.services.overview import overview
+from iiot.services.overview import RATE_STEP, Counts, counts, rates
 from iiot.tenancy import ScopedSession
 
 RATE_SECONDS = 60
@@ -271,32 +271,15 @@ def set_limits(db: Session, limits: dict[str, int], plan_uid: str | None = None)
 
 
 @dataclass(frozen=True)
-class Stats:
+class Stats(Counts):
     """Counts of now and of today (UTC); `readings_per_second` is the mean of the last minute."""
 
-    devices: int
-    online: int
-    offline: int
-    never_seen: int
-    signals: int
-    readings_today: int | None
-    rejected_today: int
     readings_per_second: float
 
 
 def stats(db: ScopedSession) -> Stats:
     """The figures of the session's tenant."""
-    seen = overview(db)
-    steps = RATE_SECONDS // seen.rate_step
+    steps = RATE_SECONDS // RATE_STEP
     # The newest step is still being filled.
-    recent = seen.rate[-steps - 1 : -1]
-    return Stats(
-        seen.devices,
-        seen.online,
-        seen.offline,
-        seen.never_seen,
-        db.scalar(select(func.count()).select_from(Signal)) or 0,
-        seen.readings_today,
-        seen.rejected_today,
-        round(sum(recent) / RATE_SECONDS, 2),
-    )
+    recent = rates(db, steps + 1)[0][:-1]
+    return Stats(**vars(counts(db)), readings_per_second=round(sum(recent) / RATE_SECONDS, 2))

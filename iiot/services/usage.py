@@ -4,18 +4,33 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from iiot import clock
-from iiot.models import Device, Membership, Quota, Signal, Tenant, UsageDay
+from iiot import clock, tenancy
+from iiot.models import Quota, UsageDay
 from iiot.services import metering, quotas
 from iiot.services.batchlog import Row
 
 HORIZON = timedelta(days=30)
+
+# How many there are and how many of them are new: devices, users, and signals of the device that has most of them.
+_IN_USE = tenancy.sql(
+    """
+    SELECT t.uid, d.used AS devices, d.new AS new_devices, m.used AS users, m.new AS new_users,
+        coalesce(s.used, 0) AS signals, coalesce(s.new, 0) AS new_signals
+    FROM iiot.tenant t
+    CROSS JOIN (SELECT count(*) AS used, count(*) FILTER (WHERE created_at > :since) AS new FROM iiot.device) AS d
+    CROSS JOIN (SELECT count(*) AS used, count(*) FILTER (WHERE created_at > :since) AS new FROM iiot.membership) AS m
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS used, count(*) FILTER (WHERE created_at > :since) AS new
+        FROM iiot.signal GROUP BY device_id ORDER BY 1 DESC, 2 DESC LIMIT 1
+    ) AS s ON true
+    WHERE t.id = :tenant
+    """
+)
 
 
 def count(db: Session, rows: Sequence[Row]) -> None:
@@ -64,38 +79,21 @@ def report(db: Session) -> dict[str, Use]:
     - readings_per_day, api_requests_per_day: the sum at the end of the day (UTC), if the rest of it goes like the last 24 hours on average.
     """
     limits = db.scalars(select(Quota)).one()
-    tenant = db.scalars(select(Tenant).where(Tenant.id == limits.tenant_id)).one()
+    found = db.execute(_IN_USE, {"since": clock.now() - HORIZON, "tenant": limits.tenant_id}).one()
     today, yesterday = _two_days(db)
-    requests = max(today.api_requests, metering.requests_today(tenant.uid))
-    live = metering.connections(tenant.uid)
+    requests = max(today.api_requests, metering.requests_today(found.uid))
+    live = metering.connections(found.uid)
     rules = quotas.in_use(db, "rules")
-    found = {
-        "devices": _growing(quotas.in_use(db, "devices"), _since(db, Device)),
-        "users": _growing(quotas.in_use(db, "users"), _since(db, Membership)),
+    used = {
+        "devices": (found.devices, found.devices + found.new_devices),
+        "users": (found.users, found.users + found.new_users),
         "rules": (rules, rules),
-        "signals_per_device": _fullest_device(db),
+        "signals_per_device": (found.signals, found.signals + found.new_signals),
         "readings_per_day": (today.readings, at_end_of_day(today.readings, yesterday.readings)),
         "api_requests_per_day": (requests, at_end_of_day(requests, yesterday.api_requests)),
         "connections": (live, live),
     }
-    return {name: Use(getattr(limits, name), *found[name]) for name in quotas.NAMES}
-
-
-def _growing(used: int, new: int) -> tuple[int, int]:
-    return used, used + new
-
-
-def _since(db: Session, model: Any) -> int:
-    recent = select(func.count()).select_from(model).where(model.created_at > clock.now() - HORIZON)
-    return db.scalar(recent) or 0
-
-
-def _fullest_device(db: Session) -> tuple[int, int]:
-    """Signals of the device that has most, and that number with as many more as the last 30 days brought it."""
-    new = func.count().filter(Signal.created_at > clock.now() - HORIZON)
-    fullest = select(func.count().label("n"), new.label("new")).group_by(Signal.device_id)
-    row = db.execute(fullest.order_by(func.count().desc(), new.desc()).limit(1)).one_or_none()
-    return (0, 0) if row is None else (row[0], row[0] + row[1])
+    return {name: Use(getattr(limits, name), *used[name]) for name in quotas.NAMES}
 
 
 def at_end_of_day(today: int, yesterday: int, now: datetime | None = None) -> int:

@@ -28,7 +28,12 @@ def test_an_empty_tenant_has_nothing() -> None:
     tenant = factories.make_tenant()
     with tenancy.work(tenancy.of(tenant)) as db:
         found = overview(db)
-    assert (found.devices, found.readings_today, found.rejected_today, sum(found.rate)) == (0, 0, 0, 0)
+    assert (found.counts.devices, found.counts.readings_today, found.counts.rejected_today, sum(found.rate)) == (
+        0,
+        0,
+        0,
+        0,
+    )
     assert len(found.rate) == RATE_STEPS
     assert found.activity == []
 
@@ -45,12 +50,17 @@ def test_figures_are_of_the_tenant_alone(module_settings: Settings) -> None:
         usage.count(db, rows)
     with tenancy.work(tenancy.of(mine)) as db:
         found = overview(db)
-    assert (found.devices, found.never_seen, found.readings_today, found.rejected_today) == (1, 1, 7, 0)
+    assert (
+        found.counts.devices,
+        found.counts.never_seen,
+        found.counts.readings_today,
+        found.counts.rejected_today,
+    ) == (1, 1, 7, 0)
     assert sum(found.rate) == 7
     assert [(item.kind, item.uid) for item in found.activity] == [("created", device.uid)]
     with tenancy.work(tenancy.of(other)) as db:
         found = overview(db)
-    assert (found.readings_today, found.rejected_today) == (1, 1)
+    assert (found.counts.readings_today, found.counts.rejected_today) == (1, 1)
     assert {item.kind for item in found.activity} == {"created", "rejected"}
 
 
