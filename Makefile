@@ -7,7 +7,7 @@ SHELL := /bin/sh
 
 PY := .venv/bin/python
 # Two test processes; tests/conftest.py puts the long files first and keeps together what shares servers.
-WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
+WORKERS := -n 2 --dist loadscope --no-loadscope-reorder
 # Dozens of processes start per run: with compiled modules each needs a second less.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHON

@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 import redis
+from xdist.scheduler import LoadScopeScheduling
 
 from iiot.config import Settings
 from iiot.embedded import postgres as embedded_postgres
@@ -23,11 +24,21 @@ LONG = ("faults", "browser", "integration")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long tests first; a file goes to one process, and all that share a running portal and a browser go to the same one."""
+    """The long tests first."""
     items.sort(key=lambda item: LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG))
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "browser" else str(item.path)))
+
+
+class _Together(LoadScopeScheduling):  # type: ignore[misc]
+    """A file goes to one process, and all that share a running portal and a browser go to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "browser" if file.startswith("tests/browser/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Together:
+    """Hook of pytest-xdist, in the process that hands the tests out."""
+    return _Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ import email
 import email.policy
 import re
 import ssl
+import threading
 from collections.abc import Iterator
 from email.message import EmailMessage
-from typing import Any
+from typing import Any, ClassVar
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
@@ -21,6 +22,26 @@ from tests.services import active, eventually
 SENDER = "IIoT Portal <portal@example.com>"
 
 
+class _Connection(SMTP):  # type: ignore[misc]
+    """A connection that is counted while it is open."""
+
+    open: ClassVar[set[int]] = set()
+
+    def connection_made(self, transport: Any) -> None:
+        self.open.add(id(self))
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.open.discard(id(self))
+
+
+class _Controller(Controller):  # type: ignore[misc]
+    def factory(self) -> SMTP:
+        """What serves a connection."""
+        return _Connection(self.handler, **self.SMTP_kwargs)
+
+
 class Mailbox:
     """Takes every mail. `refuse`: what the server answers instead of taking one. `accounts`: user → password."""
 
@@ -29,7 +50,7 @@ class Mailbox:
         self.refuse: str | None = None
         self.accounts: dict[str, str] = {}
         self.logins: list[str] = []
-        self._server = Controller(
+        self._server = _Controller(
             self, hostname="127.0.0.1", port=ports.free_port(), authenticator=self._authenticate, **options
         )
 
@@ -37,6 +58,9 @@ class Mailbox:
         self._server.start()
 
     def stop(self) -> None:
+        # Mails leave beside the requests: one may be on its way although nobody waits for it.
+        eventually(lambda: not any(thread.name == "mail" for thread in threading.enumerate()))
+        eventually(lambda: not _Connection.open)
         self._server.stop()
 
     def _authenticate(self, _server: SMTP, _session: Session, _envelope: Envelope, _way: str, data: Any) -> AuthResult:

@@ -11,9 +11,6 @@ from playwright.sync_api import Page, expect
 
 from iiot.services.mfa import totp
 from tests.browser.conftest import PASSWORD, Account, Watch, sign_in
-from tests.browser.test_every_page import check
-
-ANONYMOUS = ("/login", "/forgot", "/reset?token=x", "/signup/confirm?token=x", "/signup/confirm", "/signup")
 
 
 @pytest.fixture
@@ -26,20 +23,6 @@ def person(account: Account) -> str:
     with urllib.request.urlopen(request, timeout=30) as response:
         assert response.status == 201
     return email
-
-
-@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1280, "light")])
-def test_pages_before_signing_in(watch: Watch, width: int, theme: str) -> None:
-    page = watch.open(width, theme, anonymous=True)
-    for path in ANONYMOUS:
-        check(page, path, width)
-
-
-@pytest.mark.parametrize(("width", "theme"), [(390, "dark"), (1280, "light")])
-def test_pages_of_the_account(watch: Watch, width: int, theme: str) -> None:
-    page = watch.open(width, theme)
-    for path in ("/account", "/account/mfa"):
-        check(page, path, width)
 
 
 def code(secret: str, ahead: int) -> str:

@@ -1,6 +1,7 @@
-"""What must hold on every page: nothing wider than the screen, no complaint of the browser, names for every control, readable contrast."""
+"""What must hold on every page: nothing wider than the screen, no complaint of the browser, names for every control, readable contrast, nothing
+inline and nothing from elsewhere."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -11,6 +12,15 @@ from tests.browser.conftest import Account, Watch
 NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), select, textarea, button, a[href]")]
   .filter((each) => !(each.labels?.length || each.getAttribute("aria-label") || each.getAttribute("aria-labelledby") || each.textContent.trim()))
   .map((each) => each.outerHTML)"""
+
+LOOKS: tuple[tuple[int, Literal["light", "dark"]], ...] = (
+    (1440, "light"),
+    (1440, "dark"),
+    (390, "dark"),
+    (390, "light"),
+)
+STRANGERS = ("/login", "/forgot", "/reset?token=x", "/signup", "/signup/confirm", "/signup/confirm?token=x")
+INLINE = "script:not([src]), style, [style]:not(iiot-chart *, iiot-rate *), [onclick]"
 
 # WCAG 2.2, 1.4.3: 4.5 to 1, or 3 to 1 for large text. Colours are read through a canvas, which knows every notation.
 FAINT = """() => {
@@ -74,6 +84,8 @@ def paths(device: dict[str, Any]) -> list[str]:
         "/devices/unknown",
         "/usage",
         "/settings",
+        "/account",
+        "/account/mfa",
         "/account/keys",
         "/account/keys?new=1",
         "/team/keys",
@@ -90,36 +102,26 @@ def paths(device: dict[str, Any]) -> list[str]:
     ]
 
 
-def check(page: Page, path: str, width: int) -> None:
-    page.goto(path)
+def check(page: Page, path: str) -> None:
+    """Load the page once and look at it wide and narrow, light and dark."""
+    answer = page.goto(path)
+    assert answer is not None
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert page.locator(INLINE).count() == 0, path
     if page.locator("iiot-live").count():
         page.locator("iiot-live[data-state=live]").wait_for(state="attached")
     page.locator("[aria-busy]").wait_for(state="detached")
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{path} is wider than the screen"
-    assert page.evaluate(NAMELESS) == [], path
-    assert page.evaluate(FAINT) == [], path
+    for width, theme in LOOKS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+        look = f"{path} {width} {theme}"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{look} is wider than the screen"
+        assert page.evaluate(NAMELESS) == [], look
+        assert page.evaluate(FAINT) == [], look
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 390])
-def test_every_page_fits_is_quiet_and_readable(watch: Watch, furnished: dict[str, Any], width: int, theme: str) -> None:
-    watch.expected_status.add(404)
-    page = watch.open(width, theme)
-    for path in paths(furnished):
-        check(page, path, width)
-
-
-@pytest.mark.parametrize("width", [1440, 390])
-def test_pages_for_strangers_fit_are_quiet_and_readable(watch: Watch, width: int) -> None:
-    page = watch.open(width, anonymous=True)
-    for path in ("/login", "/signup"):
-        check(page, path, width)
-
-
-def test_no_page_needs_anything_inline_or_from_elsewhere(
-    watch: Watch, account: Account, furnished: dict[str, Any]
-) -> None:
+def test_every_page_fits_is_quiet_and_readable(watch: Watch, account: Account, furnished: dict[str, Any]) -> None:
     watch.expected_status.add(404)
     page = watch.open()
     foreign: list[str] = []
@@ -128,13 +130,14 @@ def test_no_page_needs_anything_inline_or_from_elsewhere(
         lambda request: foreign.append(request.url) if not request.url.startswith((account.url, "data:")) else None,
     )
     for path in paths(furnished):
-        answer = page.goto(path)
-        assert answer is not None
-        assert "unsafe" not in answer.headers["content-security-policy"]
-        assert (
-            page.locator("script:not([src]), style, [style]:not(iiot-chart *, iiot-rate *), [onclick]").count() == 0
-        ), path
+        check(page, path)
     assert foreign == []
+
+
+def test_pages_for_strangers_fit_are_quiet_and_readable(watch: Watch) -> None:
+    page = watch.open(anonymous=True)
+    for path in STRANGERS:
+        check(page, path)
 
 
 def test_series_are_joined_appended_and_split_between_axes(watch: Watch) -> None:
