@@ -3,7 +3,7 @@
 import pytest
 
 from iiot import auth, tenancy
-from iiot.services import members
+from iiot.services import members, roles
 from tests import factories
 from tests.api.conftest import Make, Person, check_problem, make_thing
 
@@ -156,3 +156,13 @@ def test_a_tenant_has_at_most_a_hundred_roles(admin: Person) -> None:
     check_problem(refused, 409, "too-many-roles")
     check_problem(admin.patch(f"{path}/unknown", json={"name": "x"}), 404, "not-found")
     check_problem(admin.patch(f"{path}/{'a' * 26}", json={"name": None}), 422, "invalid")
+
+
+def test_what_the_columns_of_a_role_grant(admin: Person) -> None:
+    role = make_role(admin, "device:read", "telemetry:read")
+    with tenancy.work(tenancy.of(admin.tenant)) as db:
+        found = roles.resolve(db, role)
+        assert roles.permissions_of(db, *found) == {"device:read", "telemetry:read"}
+        assert roles.permissions_of(db, "operator", None) == auth.PERMISSIONS["operator"]
+        assert roles.permissions_of(db, "no such role", None) == frozenset()
+        assert roles.permissions_of(db, "custom", -1) == frozenset()
