@@ -1,5 +1,6 @@
 """Which TCP ports the embedded services listen on."""
 
+import secrets
 import socket
 from collections.abc import Collection
 
@@ -16,8 +17,18 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+# Below the ports that Linux gives to outgoing connections (ip_local_port_range begins at 32768): one of those may take a port between this look
+# and the start of the server.
+LOWEST, HIGHEST = 15_000, 32_767
+TRIES = 50
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that nobody holds at this moment."""
+    for _ in range(TRIES):
+        port = LOWEST + secrets.randbelow(HIGHEST - LOWEST + 1)
+        if is_free(host, port):
+            return port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
