@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +130,7 @@ def main() -> int:
     """Run all mutants, or those of one module."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--module", choices=sorted(TARGETS), action="append")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants that are tried at once")
     arguments = parser.parse_args()
     killed = survived = 0
     for name in arguments.module or TARGETS:
@@ -137,13 +139,14 @@ def main() -> int:
         if not survives(Path(name), source, tests):
             print(f"{name}: the tests fail without any mutant", flush=True)
             return 1
-        for line, what, content in mutants(source, names):
-            if survives(Path(name), content, tests):
-                survived += 1
-                print(f"survived  {name}:{line}  {what}: {source.splitlines()[line - 1].strip()[:120]}", flush=True)
-            else:
-                killed += 1
-            print(f"\r{killed + survived} mutants, {survived} survived", end="", file=sys.stderr, flush=True)
+        every = list(mutants(source, names))
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            alive = pool.map(lambda mutant: survives(Path(name), mutant[2], tests), every)  # noqa: B023 - used up at once
+            for (line, what, _), is_alive in zip(every, alive, strict=True):
+                killed, survived = killed + (not is_alive), survived + is_alive
+                if is_alive:
+                    print(f"survived  {name}:{line}  {what}: {source.splitlines()[line - 1].strip()[:120]}", flush=True)
+                print(f"\r{killed + survived} mutants, {survived} survived", end="", file=sys.stderr, flush=True)
     score = killed / max(killed + survived, 1)
     result = {
         "bench": "mutants",
