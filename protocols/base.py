@@ -112,6 +112,23 @@ class Inbox(Protocol):
     def finish(self) -> None:
         """Wait until everything delivered is settled or given up (bounded time). For the end of `run`."""
 
+    def authenticate(self, uid: str, token: str, source: str) -> Refusal | None:
+        """Whether `token` proves the device `uid`: None, or why not. For protocols whose devices prove themselves to us.
+
+        `source` is the address it came from, without the port. Codes: `unauthorized` (an unknown device reads like a
+        wrong token), `device-disabled`, `tenant-suspended`, `tenant-deleting`; with `retry_after` in seconds
+        `rate-limited` (too many failures of this source, or of this device from it) and `unavailable` (the database is
+        away). A proof is remembered for a second and a half at most, and not beyond a revocation. It blocks: an adapter
+        with an event loop calls it from a thread.
+        """
+
+    def describe(self, uid: str, token: str, source: str) -> dict[str, Any] | Refusal:
+        """The device as it may see itself, or why not (as `authenticate`). Blocks, too.
+
+        `{"device": {"id", "name", "type", "status", "is_gateway", "enabled", "last_seen_at"}, "children": []}`;
+        `last_seen_at` is an RFC 3339 time or None.
+        """
+
 
 class Adapter(Protocol):
     """One protocol. Made by the module's `make`."""

@@ -25,6 +25,7 @@ from iiot.services import ingest
 from iiot.services.ingest import Incoming, Outcomes, StatusEvent
 from iiot.services.ingest import Outcome as Result
 from protocols.base import Adapter, ConnectionLost, Message, Outcome, Refusal
+from protocols.devices import Devices
 
 BATCH: Final = 4_000
 LINGER_SECONDS: Final = 0.025
@@ -92,6 +93,10 @@ class Runner:
         self.name = name
         self.store = store
         self.stop = threading.Event()
+        devices = Devices(name)
+        # See `Inbox.authenticate` and `Inbox.describe`.
+        self.authenticate = devices.authenticate
+        self.describe = devices.describe
         self._queue: deque[Message] = deque()
         # The writer sleeps on `_filled` until the queue has `_wake_at` messages; the adapter on `_room`.
         self._filled = threading.Event()

@@ -59,12 +59,16 @@ MORE_PROBLEMS = {
 }
 # Codes of refused messages and readings, the same in every protocol (`down/error`, HTTP answers, `rejected_message`).
 REFUSALS = {
+    "cbor-type": "The CBOR holds what JSON does not have: a tag, a byte string, `undefined`, a key that is no text.",
+    "duplicate-key": "A key stands twice in one CBOR map.",
     "ack-not-boolean": "`ack` is neither `true` nor `false`.",
     "device-disabled": "The device is switched off in the portal.",
     "json-too-large": "A JSON value has more than 8 KiB.",
     "key-invalid": "A key has 1 to 128 characters of `A-Za-z0-9_.:/-`.",
     "no-payload": "The message is empty.",
     "not-an-object": "A message is an object or a list of objects.",
+    "not-cbor": "The payload is not CBOR, or goes on after its end.",
+    "not-senml": "The payload is no SenML pack, or one of its bases is wrong.",
     "not-finite": "NaN or an infinity stands where a number should.",
     "not-json": "The payload is not JSON.",
     "not-storable": "The database refused this message for its content; the log of the adapter says why.",
@@ -73,24 +77,25 @@ REFUSALS = {
     "readings-quota": "The tenant has stored all readings of today's quota; the next day begins at midnight UTC.",
     "signal-quota": "A new key, and the device has as many signals as the tenant's quota allows.",
     "status-invalid": "A status is the word `online` or `offline`.",
+    "senml-field": "A SenML record has a sum, a data value, two values, or a value of the wrong kind.",
     "string-invalid": "A string holds the character NUL or half of a surrogate pair.",
     "string-too-long": "A string has more than 1,024 characters.",
     "tenant-deleting": "The tenant of the device is being deleted.",
     "tenant-suspended": "The tenant is suspended.",
-    "too-deep": "The JSON is nested deeper than 32 levels.",
+    "too-deep": "The JSON or CBOR is nested deeper than 32 levels.",
     "too-large": "The message has more than 256 KiB.",
     "too-many-readings": "The message has more than 10,000 readings.",
     "ts-invalid": "`ts` is neither milliseconds since the epoch nor an RFC 3339 time with an offset.",
     "ts-too-new": "The reading lies more than 10 minutes ahead.",
     "ts-too-old": "The reading is older than 30 days.",
     "unknown-device": "No device has this uid.",
-    "unknown-field": "A wrapped object has only `ts`, `values` and `ack`.",
+    "unknown-field": "A wrapped object has only `ts`, `values` and `ack`; a SenML record has a field that must be understood.",
     "unknown-topic": "Devices publish on the topics of their own uid that the contract names.",
     "unsupported-content-type": "The content type is not one that the portal reads.",
     "value-null": "`null` is not a value; leave the reading out.",
     "wrong-type": "The signal has another type since its first reading.",
 }
-REFUSAL_FILES = ("iiot/payloads.py", "iiot/services/ingest.py", "protocols/runner.py")
+REFUSAL_FILES = ("iiot/services/ingest.py", "protocols/runner.py", *(ROOT / "iiot/payloads").glob("*.py"))
 
 
 @functools.cache
