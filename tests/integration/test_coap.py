@@ -302,6 +302,9 @@ def test_sigterm_answers_what_was_taken(settings: Settings) -> None:
                 cursor.execute("LOCK TABLE iiot.telemetry IN ACCESS EXCLUSIVE MODE")
                 raw.send(request(codes.POST, server.uri("telemetry", pump), 10, b'{"a":1}'))
                 assert Message.decode(raw.receive()).code == codes.EMPTY
+                # Taken over: the writer waits for the table.
+                waits = "SELECT 1 FROM pg_stat_activity WHERE usename = 'iiot_ingest' AND wait_event_type = 'Lock'"
+                eventually(lambda: factories.rows(waits))
                 assert process.process is not None
                 os.kill(process.process.pid, signal.SIGTERM)
                 connection.rollback()
