@@ -6,8 +6,8 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 PY := .venv/bin/python
-# Two test processes; tests/conftest.py puts the long files first and keeps together what shares servers.
-WORKERS := -n 2 --dist loadscope --no-loadscope-reorder
+# Three test processes, as tests wait for servers a quarter of the time; tests/conftest.py puts the long files first and keeps together what shares servers.
+WORKERS := -n 3 --dist loadscope --no-loadscope-reorder
 # Dozens of processes start per run: with compiled modules each needs a second less.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHON

@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     mqtt_public: str | None = Field(
         None, description="host:port of the broker as devices reach it, shown on the Connect page."
     )
+    coap_plain: bool | None = Field(
+        None,
+        description="Whether devices may send their token over CoAP without encryption. Unset: on in development, off in production.",
+    )
     amqp_url: str | None = Field(None, description="RabbitMQ. Unset: AMQP is off.")
     secret_key: SecretStr = Field(
         SecretStr(""), description="Root of all derived keys; 32 characters or more. Generated when embedded."
@@ -266,6 +270,11 @@ class Settings(BaseSettings):
         if not secret:
             raise SettingsError("No secret key. Start the embedded stack with `make run`, or set IIOT_SECRET_KEY.")
         return hmac.new(secret.encode(), f"iiot:{purpose}".encode() + b"\x01", hashlib.sha256).digest()
+
+    @property
+    def coap_is_on(self) -> bool:
+        """Whether the CoAP adapter may run: it takes tokens in plain text."""
+        return self.env != "production" if self.coap_plain is None else self.coap_plain
 
     @property
     def cookies_secure(self) -> bool:

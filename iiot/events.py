@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 PREFIX = "iiot:room:"
 # Every worker listens here: the place up to which everything has been sent.
 PROGRESS = "iiot:progress"
+# The uids of devices whose next command can go out: long polls and adapters listen here.
+ORDERS = "iiot:orders"
 TIMEOUT_SECONDS = 2.0
 # After a failure the callers of `publish` are not kept waiting again for this long.
 REST_SECONDS = 1.0
@@ -88,6 +90,23 @@ def publish_device(tenant_uid: str, device_uid: str, event: str, data: Mapping[s
 def device(tenant_uid: str, device_uid: str, data: Mapping[str, Any]) -> bool:
     """Publish the event `device`: `{"device_id", "status", "last_seen_at"}`."""
     return publish_device(tenant_uid, device_uid, "device", data)
+
+
+def command(tenant_uid: str, device_uid: str, data: Mapping[str, Any]) -> bool:
+    """Publish the event `command`: the command as REST shows it, after each step of its life."""
+    return publish_device(tenant_uid, device_uid, "command", data)
+
+
+def publish_order(device_uid: str) -> bool:
+    """Wake what brings commands to this device; False when Redis is down, and then it looks by itself within a second."""
+    if time.monotonic() < _down_until:
+        return False
+    try:
+        client().publish(ORDERS, device_uid)
+    except redis.RedisError as error:
+        log.warning("waiting command not announced", error=str(error))
+        return False
+    return True
 
 
 def publish_progress(cursor: str) -> None:

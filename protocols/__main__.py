@@ -21,7 +21,7 @@ def adapters() -> dict[str, ModuleType]:
     """Every adapter: the modules of this package that offer `make`."""
     found: dict[str, ModuleType] = {}
     for info in pkgutil.iter_modules(protocols.__path__):
-        if info.name not in ("base", "runner", "__main__"):
+        if info.name not in ("base", "buckets", "devices", "runner", "__main__"):
             module = importlib.import_module(f"protocols.{info.name}")
             if hasattr(module, "make"):
                 found[info.name] = module

@@ -13,13 +13,16 @@ not retry, do not batch and do not parse payloads: the runner does, once for all
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol, runtime_checkable
 
-Kind = Literal["telemetry", "status", "other"]
+Kind = Literal["telemetry", "status", "result", "other"]
 
 
 class AdapterError(Exception):
@@ -58,11 +61,34 @@ class Outcome:
     ack_ts: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A command for a device, as `Commander.command` gets it. `expires_at` is in milliseconds since the epoch."""
+
+    uid: str
+    id: str
+    name: str
+    params: dict[str, Any]
+    expires_at: int
+
+    def payload(self) -> bytes:
+        """What the device reads (CONTRACT 5 `down/command`): `{"id", "name", "params", "expires_at"}`."""
+        moment = datetime.fromtimestamp(self.expires_at / 1000, UTC).isoformat(timespec="milliseconds")
+        content = {"id": self.id, "name": self.name, "params": self.params}
+        content["expires_at"] = moment.replace("+00:00", "Z")
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def seconds_left(self) -> int:
+        """Whole seconds until it expires, at least one: rounded down, as brokers count whole seconds themselves."""
+        return max(1, math.floor(self.expires_at / 1000 - time.time()))
+
+
 class Message:
     """One message of a device. A plain class with slots: thirty thousand are made per second.
 
     - `uid`: the device, as the protocol has authenticated it, never taken from the payload;
-    - `kind`: "telemetry", "status", or "other" for what the portal does not know;
+    - `kind`: "telemetry", "status", "result" for the answer to the command `command_id`, or "other" for what the portal
+      does not know;
     - `topic`: where it was sent, for people who look for the reason of a rejection;
     - `settle(message, outcome)`: called exactly once, after the commit, from the runner's writer thread, in the order
       of delivery. Never called when the commit failed: the runner tries again, and after a crash the protocol
@@ -74,7 +100,7 @@ class Message:
     """
 
     __slots__ = (
-        "content_type", "kind", "payload", "prepared", "receipt", "received_ms", "retained", "settle", "topic", "uid",
+        "command_id", "content_type", "kind", "payload", "prepared", "receipt", "received_ms", "retained", "settle", "topic", "uid",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913, PLR0917 - a record; keyword arguments would cost a tenth of the whole message's time
@@ -96,6 +122,7 @@ class Message:
         self.receipt = receipt
         self.content_type = content_type
         self.retained = retained
+        self.command_id: str | None = None
         self.prepared: Any = None
         self.received_ms = time.time_ns() // 1_000_000
 
@@ -112,9 +139,26 @@ class Inbox(Protocol):
     def finish(self) -> None:
         """Wait until everything delivered is settled or given up (bounded time). For the end of `run`."""
 
+    def authenticate(self, uid: str, token: str, source: str) -> Refusal | None:
+        """Whether `token` proves the device `uid`: None, or why not. For protocols whose devices prove themselves to us.
+
+        `source` is the address it came from, without the port. Codes: `unauthorized` (an unknown device reads like a
+        wrong token), `device-disabled`, `tenant-suspended`, `tenant-deleting`; with `retry_after` in seconds
+        `rate-limited` (too many failures of this source, or of this device from it) and `unavailable` (the database is
+        away). A proof is remembered for a second and a half at most, and not beyond a revocation. It blocks: an adapter
+        with an event loop calls it from a thread.
+        """
+
+    def describe(self, uid: str, token: str, source: str) -> dict[str, Any] | Refusal:
+        """The device as it may see itself, or why not (as `authenticate`). Blocks, too.
+
+        `{"device": {"id", "name", "type", "status", "is_gateway", "enabled", "last_seen_at"}, "children": []}`;
+        `last_seen_at` is an RFC 3339 time or None.
+        """
+
 
 class Adapter(Protocol):
-    """One protocol. Made by the module's `make`."""
+    """One protocol. Made by the module's `make`. One that can take commands to devices is a `Commander`, too."""
 
     def check(self) -> None:
         """Connect once and leave, without taking messages. Raises AdapterError with what to do when it cannot."""
@@ -129,3 +173,16 @@ class Adapter(Protocol):
 
     def send(self, uid: str, token: str, payload: bytes) -> None:
         """Send one telemetry message as a device. Returns when the protocol has confirmed it; raises AdapterError."""
+
+
+@runtime_checkable
+class Commander(Protocol):
+    """What an adapter also offers when its protocol can take commands to devices."""
+
+    def command(self, order: Order) -> bool:
+        """Hand one command over. True once the protocol has confirmed that it keeps it for the device (MQTT: the PUBACK
+        of the broker); False when it cannot now, and then the same command comes again.
+
+        Called by a thread of the runner, one command at a time, also while there is no connection. Takes two seconds at
+        most and does not raise: the row of the command is locked meanwhile.
+        """

@@ -29,7 +29,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from protocols.base import AdapterError, ConnectionLost, Inbox, Kind, Message, Outcome, Refusal
+from protocols import mqtt_commands
+from protocols.base import AdapterError, ConnectionLost, Inbox, Kind, Message, Order, Outcome, Refusal
 from protocols.mqtt_stream import Publish, StreamClient
 
 NAME = "mqtt"
@@ -99,6 +100,7 @@ class MqttAdapter:
     def __init__(self, address: Address, client_id: str = CLIENT_ID) -> None:
         self.address = address
         self.client_id = client_id
+        self._connection: _Connection | None = None
 
     def check(self) -> None:
         """Log in with a client id of our own kind and leave."""
@@ -111,7 +113,15 @@ class MqttAdapter:
 
     def run(self, inbox: Inbox, stop: threading.Event) -> None:
         """One connection, from CONNECT to its end."""
-        _Connection(self.address, self.client_id, inbox).serve(stop)
+        self._connection = _Connection(self.address, self.client_id, inbox)
+        self._connection.serve(stop)
+
+    def command(self, order: Order) -> bool:
+        """See `protocols.base.Commander`: confirmed by the broker, which keeps it for a device with a session."""
+        connection = self._connection
+        if connection is None or not (connection.alive and connection.subscribed):
+            return False
+        return mqtt_commands.publish(connection.client, order, five=self.address.version == 5)
 
     def send(self, uid: str, token: str, payload: bytes) -> None:
         """Publish one telemetry message as the device, QoS 1; its PUBACK is the broker's, not yet the database's."""
@@ -234,9 +244,10 @@ class _Connection:
         uid, kind, topic = self._address_of(packet.topic)
         content_type = None if packet.properties is None else getattr(packet.properties, "ContentType", None)
         receipt = packet.packet_id if packet.qos else None
-        self.inbox.deliver(
-            Message(uid, kind, packet.payload, topic, self._settle, receipt, content_type, packet.retain)
-        )
+        message = Message(uid, kind, packet.payload, topic, self._settle, receipt, content_type, packet.retain)
+        if kind == "result":
+            message.command_id = topic.rpartition("/")[2]
+        self.inbox.deliver(message)
 
     def _address_of(self, name: bytes) -> tuple[str, Kind, str]:
         """What a topic says: (uid, kind, the topic as text). Devices have few topics, so the answer is kept."""
@@ -244,6 +255,9 @@ class _Connection:
         if known is None:
             topic = name.decode("utf-8")
             _, uid, _, rest = topic.split("/", 3)
+            if rest.startswith(mqtt_commands.RESULT):
+                # Every command has a topic of its own: nothing to remember.
+                return uid, "result", topic
             known = (uid, KINDS.get(rest, "other"), topic)
             if len(self._topics) >= TOPICS_KEPT:
                 self._topics.clear()

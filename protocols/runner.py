@@ -20,11 +20,14 @@ from prometheus_client import Counter, Gauge, Histogram
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
 from iiot import clock
-from iiot.payloads import PayloadError, parse
+from iiot.payloads import PayloadError
 from iiot.services import ingest
 from iiot.services.ingest import Incoming, Outcomes, StatusEvent
 from iiot.services.ingest import Outcome as Result
-from protocols.base import Adapter, ConnectionLost, Message, Outcome, Refusal
+from protocols import translate
+from protocols.base import Adapter, Commander, ConnectionLost, Message, Outcome
+from protocols.devices import Devices
+from protocols.orders import Orders, take_answers
 
 BATCH: Final = 4_000
 LINGER_SECONDS: Final = 0.025
@@ -92,6 +95,10 @@ class Runner:
         self.name = name
         self.store = store
         self.stop = threading.Event()
+        devices = Devices(name)
+        # See `Inbox.authenticate` and `Inbox.describe`.
+        self.authenticate = devices.authenticate
+        self.describe = devices.describe
         self._queue: deque[Message] = deque()
         # The writer sleeps on `_filled` until the queue has `_wake_at` messages; the adapter on `_room`.
         self._filled = threading.Event()
@@ -101,6 +108,7 @@ class Runner:
         self._finish_by = float("inf")
         self._failures = 0
         self._times: dict[str, int] = {}
+        self._orders: Orders | None = None
         self._writer = threading.Thread(target=self._write_all, name=f"{name}-writer", daemon=True)
         self._writer.start()
 
@@ -112,8 +120,8 @@ class Runner:
         Appending to a deque is atomic; a lock here would cost more than all the rest of it.
         """
         self._separate(message)
-        if message.kind != "status":
-            message.prepared = _incoming(message, self.name)
+        if message.kind not in ("status", "result"):
+            message.prepared = translate.incoming(message, self.name)
         queue = self._queue
         queue.append(message)
         waiting = len(queue)
@@ -142,6 +150,9 @@ class Runner:
     def run(self, adapter: Adapter) -> None:
         """Keep the adapter connected until `stop` is set. AdapterError goes through to the caller."""
         connected.labels(self.name).set(0)
+        if isinstance(adapter, Commander):
+            self._orders = Orders(self.name, adapter, self.stop)
+            self._orders.start()
         try:
             while not self.stop.is_set():
                 try:
@@ -247,24 +258,32 @@ class Runner:
         incoming: list[Incoming] = []
         places: list[int] = []
         events: list[StatusEvent] = []
+        answers: list[int] = []
         for place, message in enumerate(batch):
-            if _is_no_news(message):
+            if translate.is_no_news(message):
                 continue
-            event = _status_event(message) if message.kind == "status" else None
+            event = translate.status_event(message) if message.kind == "status" else None
             if event is not None:
                 events.append(event)
+            elif message.kind == "result":
+                answers.append(place)
             else:
-                incoming.append(message.prepared or _incoming(message, self.name))
+                incoming.append(message.prepared or translate.incoming(message, self.name))
                 places.append(place)
+        for place, refused in take_answers(self.name, batch, answers):
+            incoming.append(refused)
+            places.append(place)
         if incoming:
             halving = _Halving(self.store, incoming)
             for place, result in zip(places, halving.run(), strict=True):
                 if result.rejected or result.ack or result.status != "stored":
-                    outcomes[place] = _outcome(result)
+                    outcomes[place] = translate.outcome(result)
             readings_total.labels(self.name, "stored").inc(halving.stored)
             readings_total.labels(self.name, "duplicate").inc(halving.duplicate)
         if events:
             self.store.status(events)
+        if self._orders is not None:
+            self._orders.note({message.uid for message in batch})
         self._measure(batch, outcomes, started)
         return outcomes
 
@@ -274,7 +293,7 @@ class Runner:
         commit_seconds.labels(self.name).observe(now - started)
         batch_messages.labels(self.name).observe(len(batch))
         lag_seconds.labels(self.name).set((clock.now_ms() - batch[0].received_ms) / 1000)
-        kinds = {"telemetry": 0, "status": 0, "other": 0}
+        kinds = {"telemetry": 0, "status": 0, "result": 0, "other": 0}
         for message in batch:
             kinds[message.kind] += 1
         for kind, count in kinds.items():
@@ -334,46 +353,3 @@ class _Halving:
         refusal = PayloadError("not-storable", "the message could not be stored; the operator of the portal finds why")
         kept = Incoming(message.uid, None, refusal, message.protocol, message.topic, message.payload)
         self.results[place] = self.store.ingest([kept])[0]
-
-
-def _is_no_news(message: Message) -> bool:
-    """Retained telemetry was stored when it was news; without a time of its own it would become a reading of today.
-    An empty status is how MQTT clears a retained one."""
-    if message.kind == "telemetry":
-        return message.retained
-    return message.kind == "status" and not message.payload
-
-
-def _incoming(message: Message, protocol: str) -> Incoming:
-    """Parse one message, or say why it is none."""
-    parsed, error = None, None
-    try:
-        if message.kind == "telemetry":
-            parsed = parse(message.payload, message.content_type, message.received_ms)
-        elif message.kind == "status":
-            error = PayloadError("status-invalid", "a status is the word online or offline", "online, offline")
-        else:
-            reason = f"nothing is expected on the topic {message.topic}; telemetry goes to iiot/<uid>/up/telemetry"
-            error = PayloadError("unknown-topic", reason)
-    except PayloadError as refused:
-        error = refused
-    return Incoming(message.uid, parsed, error, protocol, message.topic, message.payload)
-
-
-def _status_event(message: Message) -> StatusEvent | None:
-    """What a status message says; None when it says nothing known."""
-    word = message.payload.strip().lower()
-    if word not in (b"online", b"offline"):
-        return None
-    return StatusEvent(message.uid, word == b"online", "retained" if message.retained else "status")
-
-
-def _outcome(result: Result) -> Outcome:
-    """What the service says, in the words of the contract between runner and adapter."""
-    refusals = tuple(
-        Refusal(item.code, item.reason, item.limit, None, item.index, item.key) for item in result.rejected
-    )
-    if not refusals and result.status != "stored":
-        reason = result.reason or "the message was not stored"
-        refusals = (Refusal(result.code or "rejected", reason, result.limit, result.retry_after),)
-    return Outcome(result.accepted, refusals, result.newest_ts if result.ack else None)

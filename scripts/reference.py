@@ -21,76 +21,13 @@ GENERATED = "<!-- Written by scripts/reference.py from the code; change it there
 KEBAB = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 METRIC_KINDS = ("Counter", "Gauge", "Histogram", "Summary")
 
-# Codes of problems that are raised beside the table in iiot/web/problems.py: what they mean.
-MORE_PROBLEMS = {
-    "already-invited": "The address has an invitation that waits; send it again or revoke it.",
-    "already-member": "The person is a member of the tenant.",
-    "builtin-role": "A built-in role cannot be changed or deleted.",
-    "invitation-for-another": "The invitation is for another address than that of the account.",
-    "invitation-invalid": "The link of an invitation is wrong, was used or revoked, or has expired.",
-    "last-admin": "A tenant keeps at least one admin who can sign in.",
-    "more-than-you-hold": "Nobody hands out, changes or takes permissions that they do not hold themselves.",
-    "name-taken": "Another one of the tenant has this name.",
-    "role-in-use": "Members, service accounts or open invitations have the role.",
-    "site-in-use": "Devices stand at the site.",
-    "tenant-deleting": "A tenant that is being deleted can be read alone; an admin can restore it until its time is up.",
-    "tenant-gone": "The grace period of the tenant's deletion has ended; it cannot be restored.",
-    "too-many-roles": "A tenant has at most 100 roles of its own.",
-    "too-many-sites": "A tenant has at most 1,000 sites.",
-    "limited-member": "A member who is limited to some devices asked for more than those.",
-    "mfa-setup-required": "The tenant asks its admins for a second factor; set one up first.",
-    "not-platform-admin": "This is for platform administrators alone.",
-    "mfa-required": "The password is right, and a code of the second factor is needed: POST /auth/mfa/login with `mfa_token`.",
-    "mfa-wrong-code": "The code of the second factor is wrong, or was used before.",
-    "mfa-already-set-up": "There is a second factor already; switch it off before setting up another.",
-    "mfa-not-started": "There is no set-up to confirm: begin with POST /auth/mfa/setup.",
-    "mfa-not-set-up": "The person has no second factor.",
-    "not-yours-alone": "The person belongs to other tenants too, or manages the platform; an admin cannot let them in anew.",
-    "account-disabled": "The account is switched off; an admin of the tenant can switch it on.",
-    "busy": "A resume is under way on this connection; wait for its answer.",
-    "email-taken": "The e-mail address belongs to an account already.",
-    "external-id-taken": "Another device of the tenant has this `external_id`.",
-    "range-too-large": "The query would return or read too much; `detail` says what to ask instead.",
-    "too-many-connections": "More Socket.IO connections than one account or tenant may have.",
-    "too-many-devices": "More devices in one subscription than a connection may follow.",
-    "too-slow": "The connection takes data more slowly than it comes; subscribe to less.",
-    "unknown-device": "At least one device does not exist, or is not yours.",
-    "unknown-event": "There is no such Socket.IO event.",
-}
-# Codes of refused messages and readings, the same in every protocol (`down/error`, HTTP answers, `rejected_message`).
-REFUSALS = {
-    "ack-not-boolean": "`ack` is neither `true` nor `false`.",
-    "device-disabled": "The device is switched off in the portal.",
-    "json-too-large": "A JSON value has more than 8 KiB.",
-    "key-invalid": "A key has 1 to 128 characters of `A-Za-z0-9_.:/-`.",
-    "no-payload": "The message is empty.",
-    "not-an-object": "A message is an object or a list of objects.",
-    "not-finite": "NaN or an infinity stands where a number should.",
-    "not-json": "The payload is not JSON.",
-    "not-storable": "The database refused this message for its content; the log of the adapter says why.",
-    "not-utf8": "The payload is not UTF-8.",
-    "number-out-of-range": "A number does not fit into double precision.",
-    "readings-quota": "The tenant has stored all readings of today's quota; the next day begins at midnight UTC.",
-    "signal-quota": "A new key, and the device has as many signals as the tenant's quota allows.",
-    "status-invalid": "A status is the word `online` or `offline`.",
-    "string-invalid": "A string holds the character NUL or half of a surrogate pair.",
-    "string-too-long": "A string has more than 1,024 characters.",
-    "tenant-deleting": "The tenant of the device is being deleted.",
-    "tenant-suspended": "The tenant is suspended.",
-    "too-deep": "The JSON is nested deeper than 32 levels.",
-    "too-large": "The message has more than 256 KiB.",
-    "too-many-readings": "The message has more than 10,000 readings.",
-    "ts-invalid": "`ts` is neither milliseconds since the epoch nor an RFC 3339 time with an offset.",
-    "ts-too-new": "The reading lies more than 10 minutes ahead.",
-    "ts-too-old": "The reading is older than 30 days.",
-    "unknown-device": "No device has this uid.",
-    "unknown-field": "A wrapped object has only `ts`, `values` and `ack`.",
-    "unknown-topic": "Devices publish on the topics of their own uid that the contract names.",
-    "unsupported-content-type": "The content type is not one that the portal reads.",
-    "value-null": "`null` is not a value; leave the reading out.",
-    "wrong-type": "The signal has another type since its first reading.",
-}
-REFUSAL_FILES = ("iiot/payloads.py", "iiot/services/ingest.py", "protocols/runner.py")
+REFUSAL_FILES = (
+    *(ROOT / "iiot/payloads").glob("*.py"),
+    "iiot/services/ingest.py",
+    "iiot/services/command_delivery.py",
+    "protocols/translate.py",
+    "protocols/runner.py",
+)
 
 
 @functools.cache
@@ -292,6 +229,7 @@ def refusal_codes() -> set[str]:
 def errors_page() -> str:
     """Codes of HTTP and Socket.IO problems, and of refused messages."""
     from iiot.web.problems import CODES
+    from scripts.error_texts import MORE_PROBLEMS, REFUSALS
 
     raised = problem_codes()
     texts = MORE_PROBLEMS | CODES

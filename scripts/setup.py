@@ -217,6 +217,7 @@ def test_programs() -> None:
     """What only the tests use: other people's clients, a browser, the oldest PostgreSQL that is supported."""
     wanted = {
         "mosquitto-clients": lambda: has_program("mosquitto_pub"),
+        "libcoap3-bin": lambda: has_program("coap-client-notls"),
         "chromium": lambda: has_program("chromium") or has_program("chromium-browser"),
         "postgresql-15": lambda: any(Path("/usr/lib/postgresql").glob("*/bin/postgres")),
     }

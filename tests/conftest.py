@@ -19,7 +19,7 @@ from tests import services
 hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
 
 
-# Where the long tests are; two processes that begin with them end at about the same time.
+# Where the long tests are; processes that begin with them end at about the same time.
 LONG = ("faults", "browser", "integration")
 
 

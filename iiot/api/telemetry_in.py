@@ -25,6 +25,10 @@ STATUS = {
     "empty": 400,
     "too-deep": 400,
     "not-finite": 400,
+    "not-cbor": 400,
+    "cbor-type": 400,
+    "duplicate-key": 400,
+    "not-senml": 400,
 }
 
 

@@ -1,6 +1,7 @@
 """What `up` runs for given settings: which services are embedded, on which ports, and how the portal's own processes start."""
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,9 @@ from iiot.embedded.postgres import Postgres
 from iiot.embedded.process import Program, always
 from iiot.embedded.valkey import Valkey
 
-# What the portal itself listens on, in TCP; a default port that is taken is replaced, a chosen one is not.
-BINDS = ("http_bind", "mqtt_bind", "metrics_bind")
+# What the portal itself listens on; a default port that is taken is replaced, a chosen one is not.
+BINDS = ("http_bind", "mqtt_bind", "coap_bind", "metrics_bind")
+UDP = ("coap_bind",)
 
 
 @dataclass
@@ -76,7 +78,8 @@ def make(
     plan = Plan(data, account)
     taken: set[int] = set()
     for name in BINDS:
-        if name != "mqtt_bind" or settings.mqtt_url is None:
+        is_wanted = {"mqtt_bind": settings.mqtt_url is None, "coap_bind": settings.coap_is_on}
+        if is_wanted.get(name, True):
             plan.values[name] = _bind(settings, name, taken, console)
     if not settings.secret_key.get_secret_value():
         plan.values["secret_key"] = data.secret_key()
@@ -93,7 +96,7 @@ def make(
 
 def _bind(settings: Settings, name: str, taken: set[int], console: Console) -> str:
     host, wanted = split_bind(getattr(settings, name))
-    port = ports.choose(host, wanted, taken)
+    port = ports.choose(host, wanted, taken, socket.SOCK_DGRAM if name in UDP else socket.SOCK_STREAM)
     if wanted and port != wanted:
         if name in settings.model_fields_set:
             raise EmbeddedError(f"Port {wanted} of {config.PREFIX}{name.upper()} is taken by another program.")

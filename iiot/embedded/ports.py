@@ -1,15 +1,16 @@
-"""Which TCP ports the embedded services listen on."""
+"""Which ports the embedded services listen on."""
 
 import secrets
 import socket
 from collections.abc import Collection
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could bind the TCP port now."""
+def is_free(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
+    """Whether a server could bind the port now; `kind` SOCK_DGRAM asks for UDP."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError:
@@ -23,22 +24,22 @@ LOWEST, HIGHEST = 15_000, 32_767
 TRIES = 50
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody holds at this moment."""
+def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port that nobody holds at this moment, TCP unless `kind` is SOCK_DGRAM."""
     for _ in range(TRIES):
         port = LOWEST + secrets.randbelow(HIGHEST - LOWEST + 1)
-        if is_free(host, port):
+        if is_free(host, port, kind):
             return port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(family, kind) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
-def choose(host: str, wanted: int, taken: Collection[int] = ()) -> int:
+def choose(host: str, wanted: int, taken: Collection[int] = (), kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
     """`wanted` when it is free (and not 0), else another free port that is not in `taken`."""
-    if wanted and wanted not in taken and is_free(host, wanted):
+    if wanted and wanted not in taken and is_free(host, wanted, kind):
         return wanted
-    while (port := free_port(host)) in taken:
+    while (port := free_port(host, kind)) in taken:
         pass
     return port

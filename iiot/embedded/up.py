@@ -130,6 +130,8 @@ class Up:
             make("mqtt", partial(python, "mqtt", ["protocols", "run", "mqtt"]), STAGE_PORTAL),
             make("stream", partial(python, "stream", ["iiot", "stream"]), STAGE_PORTAL),
         ]
+        if "coap_bind" in self.plan.values:
+            slots.append(make("coap", partial(python, "coap", ["protocols", "run", "coap"]), STAGE_PORTAL))
         for slot in slots:
             self.supervisor.wait(slot)
             self.console.step(slot.name, self.plan.http if slot.name == "web" else "runs")
@@ -149,11 +151,11 @@ class Up:
     def _announce(self) -> None:
         self._write_run()
         say, strong = self.console.say, self.console.strong
-        host, port = self.plan.bind("mqtt_bind") if "mqtt_bind" in self.plan.values else ("", 0)
         say()
         say(f"  The portal is ready after {self.console.elapsed:.1f} s:  {strong(self.plan.http)}")
-        if port:
-            say(f"  Devices publish to mqtt://{reachable(host)}:{port}")
+        for scheme, name in (("mqtt", "mqtt_bind"), ("coap", "coap_bind")):
+            if address := self._address(name):
+                say(f"  Devices send to {scheme}://{address['host']}:{address['port']}")
         if self._admin.get("password"):
             say(
                 f"  Sign in as {strong(str(self._admin['email']))} with the one-time password {strong(str(self._admin['password']))}"
@@ -162,14 +164,10 @@ class Up:
         say()
 
     def _write_run(self) -> None:
-        mqtt = None
-        if "mqtt_bind" in self.plan.values:
-            host, port = self.plan.bind("mqtt_bind")
-            mqtt = {"host": reachable(host), "port": port}
         content = {
             "http": self.plan.http,
-            "mqtt": mqtt,
-            "coap": None,
+            "mqtt": self._address("mqtt_bind"),
+            "coap": self._address("coap_bind"),
             "amqp": None,
             "opcua": None,
             "metrics": f"http://{self.plan.values['metrics_bind']}/metrics",
@@ -177,6 +175,13 @@ class Up:
             "pid": os.getpid(),
         }
         self.data.write_json("run.json", content)
+
+    def _address(self, name: str) -> dict[str, Any] | None:
+        """Where devices connect, None when the service is not ours."""
+        if name not in self.plan.values:
+            return None
+        host, port = self.plan.bind(name)
+        return {"host": reachable(host), "port": port}
 
     def _every_second(self) -> None:
         now = time.monotonic()

@@ -48,6 +48,8 @@ class Device(TenantOwned, Base):
     status: Mapped[str] = mapped_column(server_default="new")
     # Whether the device tells its state itself (status topic, last will); only others go offline by silence.
     tells_status: Mapped[bool] = mapped_column(server_default=text("false"))
+    # The protocol by which the device takes commands, as it was last seen to do; None: no protocol has seen it yet.
+    command_protocol: Mapped[str | None]
     version: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[Created]
     updated_at: Mapped[Created]

@@ -39,18 +39,35 @@ def examples(
     `user_name`: what the token logs in with at the broker, when it is not the uid. HTTP takes every token of the device with the uid.
     """
     base = (settings.public_url or base_url).rstrip("/")
-    host, port = mqtt_address(settings, base.partition("://")[2].partition("/")[0].rpartition(":")[0] or base)
+    web_host = base.partition("://")[2].partition("/")[0].rpartition(":")[0] or base
+    host, port = mqtt_address(settings, web_host)
     word, user = token or PLACEHOLDER, user_name or uid
     mqtt_note = (
         "From the package mosquitto-clients. QoS 1: the broker keeps the message until the portal has stored it."
     )
     http_note = "The answer says how many readings were stored, and why any were not."
     python_note = "Sends a reading every second. Install the library with: pip install paho-mqtt"
-    return [
+    found = [
         Example("MQTT", f"{host}:{port}", _mosquitto(host, port, uid, user, word), mqtt_note),
         Example("HTTP", f"{base}/api/v1/telemetry", _curl(base, uid, word), http_note),
         Example("Python", "paho-mqtt 2", _paho(host, port, uid, user, word), python_note),
     ]
+    # Set by `up`, or by the operator who runs the adapter; the default alone says nothing about it.
+    if settings.coap_is_on and "coap_bind" in settings.model_fields_set:
+        found.insert(2, _coap(*split_bind(settings.coap_bind), web_host, uid, word))
+    return found
+
+
+def _coap(host: str, port: int, web_host: str, uid: str, token: str) -> Example:
+    host = web_host.strip("[]") if host in EVERYWHERE else host
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    text = (
+        "coap-client-notls -m post -t json \\\n"
+        """  -e '{"temperature": 21.5, "running": true}' \\\n"""
+        f"  'coap://{address}/telemetry?uid={uid}&token={token}'"
+    )
+    note = "From the package libcoap3-bin. The answer 2.04 means stored. The token travels in plain text: for networks you trust."
+    return Example("CoAP", address, text, note)
 
 
 def _mosquitto(host: str, port: int, uid: str, user: str, token: str) -> str:

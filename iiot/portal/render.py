@@ -63,6 +63,11 @@ def _number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def json_text(value: Any) -> str:
+    """JSON for people: indented, keys in their order."""
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
 def payload(content: bytes) -> str:
     """A refused payload as text: UTF-8 where it is, anything that cannot be shown as `\\xNN`; cut at 8 KiB."""
     text = bytes(content[:LONGEST_PAYLOAD]).decode("utf-8", "backslashreplace")
@@ -79,6 +84,7 @@ def mark_part(text: str, part: str | None) -> Markup:
 
 FILTERS = {
     "grouped": grouped,
+    "json_text": json_text,
     "mark_part": mark_part,
     "ms": clock.to_ms,
     "payload": payload,

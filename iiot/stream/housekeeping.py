@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from iiot import clock, config, metrics, tenancy
-from iiot.services import batchlog, erasure, metering
+from iiot.services import batchlog, commands, erasure, metering
 from iiot.stream import latest
 from iiot.stream.log import lag
 from iiot.tenancy import sql
@@ -50,6 +50,10 @@ _OLD_REJECTED = sql(
 _OLD_CONNECTIONS = sql(
     "DELETE FROM iiot.connection_event WHERE (tenant_id, id) IN "
     "(SELECT tenant_id, id FROM iiot.connection_event WHERE at < :before LIMIT :n)"
+)
+_OLD_COMMANDS = sql(
+    "DELETE FROM iiot.command WHERE (tenant_id, id) IN "
+    "(SELECT tenant_id, id FROM iiot.command WHERE finished_at < :before LIMIT :n)"
 )
 _SILENT = sql(
     "UPDATE iiot.device d SET status = 'offline' FROM iiot.tenant t WHERE t.id = d.tenant_id AND d.status = 'online' "
@@ -112,6 +116,11 @@ def remove_connection_events(db: Session) -> bool:
     return _chunk(db, _OLD_CONNECTIONS, config.load().telemetry_retention_days)
 
 
+def remove_commands(db: Session) -> bool:
+    """Finished commands are kept as long as readings."""
+    return _chunk(db, _OLD_COMMANDS, config.load().telemetry_retention_days)
+
+
 def _chunk(db: Session, statement: object, days: int) -> bool:
     result = db.execute(statement, {"before": clock.now() - timedelta(days=days), "n": CHUNK})  # type: ignore[call-overload]
     return bool(result.rowcount == CHUNK)
@@ -148,6 +157,8 @@ def duties() -> Iterator[Duty]:
     yield Duty("links", 3600, remove_links)
     yield Duty("rejected", 3600, remove_rejected)
     yield Duty("connection-events", 3600, remove_connection_events)
+    yield Duty("old-commands", 3600, remove_commands)
+    yield Duty("commands", 1, commands.expire)
     yield Duty("silence", 10, mark_silent)
     yield Duty("rollups", 30, _sums)
     yield Duty("requests", 30, metering.store)

@@ -51,6 +51,7 @@ PUBLIC = {
 # Parameter of a path → which of a side's objects it names; the value is a key of `Side.ids`.
 OBJECTS = {
     "account_id": "account",
+    "command_id": "command",
     "credential_id": "credential",
     "device_id": "device",
     "invitation_id": "invitation",
@@ -80,6 +81,8 @@ BODIES: dict[str, Example] = {
     "POST /api/v1/auth/switch": lambda ids, n: {"tenant": ids["tenant"]},
     "POST /api/v1/devices": lambda ids, n: {"name": f"device {n}", "site": ids["site"]},
     "PATCH /api/v1/devices/<device_id>": lambda ids, n: {"name": f"mine {n}", "site": ids["site"]},
+    "POST /api/v1/commands/<command_id>/result": lambda ids, n: {"status": "done", "result": n},
+    "POST /api/v1/devices/<device_id>/commands": lambda ids, n: {"name": f"order {n}", "params": {"n": n}},
     "POST /api/v1/devices/<device_id>/credentials": lambda ids, n: {
         "name": "x",
         "keep_others": True,
@@ -124,6 +127,8 @@ FORMS: dict[str, Example] = {
     "POST /account/keys": lambda ids, n: {"key_name": f"key {n}", "reach": "all"},
     "POST /account/keys/<key_id>/revoke": lambda ids, n: {},
     "POST /devices": lambda ids, n: {"name": f"device {n}"},
+    "POST /devices/<uid>/commands": lambda ids, n: {"name": f"order {n}", "params": "{}", "ttl": "60"},
+    "POST /devices/<uid>/commands/<command_id>/cancel": lambda ids, n: {},
     "POST /devices/<uid>/credentials": lambda ids, n: {"keep": "true"},
     "POST /devices/<uid>/credentials/<credential_id>/revoke": lambda ids, n: {},
     "POST /devices/<uid>/delete": lambda ids, n: {"confirm": ids["device"]},

@@ -12,6 +12,7 @@ from tests.api.sides import Caller, Side, caller, make_plan, make_side
 # Operations that change nothing anybody would ask about later, and those whose success takes more than one call: where they are tested.
 WITHOUT_ENTRY = {
     "POST /api/v1/telemetry": "readings are data, not acts",
+    "POST /api/v1/commands/<command_id>/result": "the command's history keeps what its device said",
     "POST /api/v1/auth/mfa/setup": "nothing is in force before it is confirmed",
 }
 ELSEWHERE = {
@@ -27,6 +28,11 @@ FRESH = {
         "role",
         "/tenants/{tenant}/roles",
         {"name": "new", "permissions": ["device:read"]},
+    ),
+    "POST /api/v1/devices/<device_id>/commands/<command_id>/cancel": (
+        "command",
+        "/devices/{device}/commands",
+        {"name": "new"},
     ),
     "DELETE /api/v1/sites/<site_id>": ("site", "/sites", {"name": "new"}),
     "DELETE /api/v1/api-keys/<key_id>": ("key", "/api-keys", {"name": "new"}),

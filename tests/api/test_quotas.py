@@ -11,7 +11,7 @@ from iiot.live import guard
 from iiot.live.clients import Client
 from iiot.models import UsageDay
 from iiot.services import metering, quotas, usage
-from protocols import runner
+from protocols import translate
 from tests import factories
 from tests.api.conftest import Make, Person, check_problem, make_thing
 
@@ -160,7 +160,7 @@ def test_readings_over_the_days_quota_are_refused_until_midnight(person: Make) -
     assert 0 < int(answer.headers["Retry-After"]) <= 86_401
     outcome = factories.store(thing.uid, d=1.0)[0]
     assert (outcome.status, outcome.code, outcome.limit) == ("rejected", "readings-quota", "5")
-    told = runner._outcome(outcome).refusals[0]
+    told = translate.outcome(outcome).refusals[0]
     assert (told.code, told.limit, told.retry_after) == ("readings-quota", "5", outcome.retry_after), "what MQTT tells"
     assert factories.rows("SELECT count(*) FROM iiot.signal WHERE tenant_id = %s", one.tenant.tenant_id) == [(3,)]
 

@@ -76,6 +76,9 @@ def test_what_can_be_stored_is_and_the_rest_is_explained(admin: Person, thing: T
         (b"\xff\xfe{}", "application/json", 400, "not-utf8"),
         (b"[" * 10_000 + b"]" * 10_000, "application/json", 400, "too-deep"),
         (b'{"t": NaN}', "application/json", 400, "not-finite"),
+        (b"\xff", "application/cbor", 400, "not-cbor"),
+        (b"\xa1\x61t\xc0\x60", "application/cbor", 400, "cbor-type"),
+        (b"{}", "application/senml+json", 400, "not-senml"),
         (b'"text"', "application/json", 422, "not-an-object"),
         (b"<t>1</t>", "application/xml", 415, "unsupported-content-type"),
         (b"t=1", "application/x-www-form-urlencoded", 415, "unsupported-content-type"),
@@ -93,6 +96,18 @@ def test_a_payload_refused_as_a_whole_is_kept_and_the_next_one_stored(
     assert problem["errors"][0]["msg"]
     assert refused(thing) == [code]
     assert send(admin, thing, {"t": 1}).get_json()["stored"] == 1
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type"),
+    [
+        (b"\xa1\x61t\x01", "application/cbor"),
+        (b'[{"n": "t", "v": 1}]', "application/senml+json"),
+        (b"\x81\xa2\x00\x61t\x02\x01", "application/senml+cbor"),
+    ],
+)
+def test_cbor_and_senml_are_stored(admin: Person, thing: Thing, payload: bytes, content_type: str) -> None:
+    assert send(admin, thing, payload, content_type).get_json()["stored"] == 1
 
 
 def test_of_an_oversized_payload_the_beginning_is_kept(admin: Person, thing: Thing) -> None:

@@ -30,7 +30,7 @@ SPOKEN = (
     "iiot/db.py",
     "iiot/schema.py",
     "iiot/config.py",
-    "iiot/payloads.py",
+    "iiot/payloads",
     "protocols/base.py",
 )
 BOILERPLATE = ("utils", "helpers", "common", "manager", "misc")

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from iiot.config import PREFIX, Settings
+from scripts import error_texts
 from tests.architecture.source import ROOT, documents, files
 
 LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -55,10 +56,10 @@ def test_every_metric_is_explained_and_names_no_tenant() -> None:
 def test_every_code_of_an_error_is_explained() -> None:
     from iiot.web.problems import CODES
 
-    known = reference.MORE_PROBLEMS | CODES
+    known = error_texts.MORE_PROBLEMS | CODES
     assert reference.problem_codes().keys() <= known.keys()
-    assert reference.refusal_codes() == reference.REFUSALS.keys()
-    assert set(reference.MORE_PROBLEMS) - set(CODES) <= reference.problem_codes().keys(), "codes that nothing raises"
+    assert reference.refusal_codes() == error_texts.REFUSALS.keys()
+    assert set(error_texts.MORE_PROBLEMS) - set(CODES) <= reference.problem_codes().keys(), "codes that nothing raises"
 
 
 def test_every_command_is_explained() -> None:

@@ -50,7 +50,7 @@ FAINT = """() => {
 
 @pytest.fixture(scope="session")
 def furnished(account: Account) -> dict[str, Any]:
-    """A device with readings, a long name and a refused message."""
+    """A device with readings, a long name, a refused message and commands."""
     device = account.add_device(
         "A device whose name is rather long, as people in plants like them " + "x" * 60,
         tags=["hall-b", "a-longer-tag-than-usual"],
@@ -67,12 +67,23 @@ def furnished(account: Account) -> dict[str, Any]:
     )
     with pytest.raises(Exception, match="HTTP"):
         account.send(device, b"not json at all " * 20)
+    path, own = f"/devices/{device['id']}/commands", (device["id"], device["token"])
+    for number in range(5):
+        account.call(
+            "POST", path, {"name": f"a-long-name-of-a-command-{number}" + "x" * 30, "params": {"x": "y" * 200}}
+        )
+    for status in ("done", "failed"):
+        [given] = account.call("GET", "/commands", basic=own)["items"]
+        account.call("POST", f"/commands/{given['id']}/result", {"status": status, "result": "z" * 300}, own)
+    [given] = account.call("GET", "/commands", basic=own)["items"]
+    account.call("POST", f"{path}/{given['id']}/cancel")
+    account.call("GET", "/commands", basic=own)
     return device
 
 
 def paths(device: dict[str, Any]) -> list[str]:
     uid = device["id"]
-    tabs = [f"/devices/{uid}{tab}" for tab in ("", "/connect", "/chart", "/rejected", "/settings")]
+    tabs = [f"/devices/{uid}{tab}" for tab in ("", "/connect", "/chart", "/commands", "/rejected", "/settings")]
     return [
         "/",
         "/devices",

@@ -112,10 +112,11 @@ def online(broker: MosquittoServer, device: Device, version: int = 5) -> Iterato
 
 
 class AdapterProcess:
-    """`python -m protocols run mqtt`."""
+    """`python -m protocols run <name>`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, name: str = "mqtt") -> None:
         self.settings = settings
+        self.name = name
         self.log = settings.data_dir / "adapter.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -124,7 +125,7 @@ class AdapterProcess:
         before = self._connections()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "protocols", "run", "mqtt"],
+                [sys.executable, "-m", "protocols", "run", self.name],
                 cwd=services.ROOT,
                 env=services.environment(self.settings),
                 stdout=log,
@@ -134,6 +135,11 @@ class AdapterProcess:
 
     def _connections(self) -> int:
         return self.log.read_text().count('"connected"') if self.log.exists() else 0
+
+    @property
+    def said(self) -> str:
+        """Its log."""
+        return self.log.read_text()
 
     def reconnected(self, before: int) -> bool:
         """Whether it has connected more often than `before`."""
@@ -159,9 +165,9 @@ class AdapterProcess:
 
 
 @contextlib.contextmanager
-def adapter(settings: Settings) -> Iterator[AdapterProcess]:
+def adapter(settings: Settings, name: str = "mqtt") -> Iterator[AdapterProcess]:
     """A running adapter that is stopped at the end."""
-    running = AdapterProcess(settings)
+    running = AdapterProcess(settings, name)
     running.start()
     try:
         yield running

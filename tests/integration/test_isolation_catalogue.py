@@ -48,6 +48,7 @@ KEYS_OF_THE_PORTAL = {
     "pk_plan": "a template of quotas, of the platform",
     "uq_plan_uid": "random, 130 bits",
     "uq_plan_name": "of the platform; closed to the tenants' role",
+    "uq_command_uid": "random, 130 bits",
     "uq_site_uid": "random, 130 bits: a collision tells nothing",
     "uq_role_uid": "random, 130 bits",
     "uq_invitation_uid": "random, 130 bits",
@@ -80,8 +81,8 @@ SECURITY_DEFINER = {
 }
 # The second wall inside a tenant: a restrictive policy for members who see some devices alone.
 MEMBER_LIMITS = {
-    "api_key", "connection_event", "credential", "device", "latest", "rejected_message", "rollup_1h", "signal", "site",
-    "telemetry",
+    "api_key", "command", "connection_event", "credential", "device", "latest", "rejected_message", "rollup_1h", "signal",
+    "site", "telemetry",
 }  # fmt: skip
 # What holds something of a device without that wall, and why a limited member reads nothing of other devices there.
 DEVICE_DATA_WITHOUT_LIMIT = {
@@ -209,6 +210,7 @@ def test_indexes_of_tenant_tables_lead_with_the_tenant_or_have_a_reason() -> Non
         "ix_membership_user_id": "sign-in finds the tenants of a person",
         "ix_session_user_id": "sign-in revokes the sessions of a person",
         "ix_session_expires_at": "housekeeping removes old sessions",
+        "ix_command_unfinished": "adapters and housekeeping look at what is unfinished in all tenants",
         "ix_rollup_1h_changed": "the hours that changed are summed up for all tenants",
         "ix_password_reset_user_id": "sign-in ends the other links of a person",
         "ix_password_reset_expires_at": "housekeeping removes old links",

@@ -22,7 +22,7 @@ from iiot.embedded.process import start_ticks
 from tests.services import ROOT, Stack, eventually, http_status, run_iiot
 
 pytestmark = pytest.mark.timeout(300)
-CHILDREN = {"postgres", "valkey", "broker", "web", "mqtt", "stream"}
+CHILDREN = {"postgres", "valkey", "broker", "web", "mqtt", "stream", "coap"}
 
 
 @pytest.fixture
@@ -71,6 +71,14 @@ def test_it_gets_ready_and_says_where_everything_is(stack: Stack) -> None:
     with socket.create_connection((run["mqtt"]["host"], run["mqtt"]["port"]), timeout=5):
         pass
     assert set(stack.children()) == CHILDREN
+
+
+def test_the_coap_adapter_answers(stack: Stack) -> None:
+    coap = stack.run["coap"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(10)
+        client.sendto(bytes([0x40, 0, 0, 1]), (coap["host"], coap["port"]))  # a ping: RFC 7252 section 4.3
+        assert client.recv(16) == bytes([0x70, 0, 0, 1])
 
 
 def test_files_with_secrets_are_private(stack: Stack) -> None:

@@ -78,6 +78,16 @@ def test_a_broker_that_listens_everywhere_is_reached_by_the_portals_name() -> No
     assert "https://portal.example/api/v1/telemetry" in public[1].text
 
 
+def test_coap_is_shown_when_its_address_is_known() -> None:
+    titles = [example.title for example in _examples(None)]
+    assert titles == ["MQTT", "HTTP", "Python"]
+    coap = _examples("secret-token", coap_bind="127.0.0.1:5699")[2]
+    assert f"'coap://127.0.0.1:5699/telemetry?uid={'u' * 26}&token=secret-token'" in coap.text
+    everywhere = _examples(None, coap_bind="[::]:5683", base="http://[2001:db8::1]:8080/")[2]
+    assert "coap://[2001:db8::1]:5683/telemetry" in everywhere.text
+    assert len(_examples(None, coap_bind="127.0.0.1:5699", coap_plain=False)) == 3
+
+
 def test_errors_belong_to_the_field_they_speak_of() -> None:
     errors = [{"loc": ["body", "tags", 0], "msg": "at most 64 characters"}, {"loc": ["body"], "msg": "wrong"}]
     assert forms.by_field(Invalid("No.", errors)) == {"tags": "At most 64 characters", "": "Wrong"}

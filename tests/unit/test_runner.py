@@ -228,7 +228,7 @@ def test_outcomes_carry_refusals_and_acknowledgements(runner: Runner, settled: S
     runner.deliver(telemetry("asked", settled, b'{"ack":true,"a":1}'))
     runner.deliver(telemetry("half", settled, b'{"a":1,"b c":2}'))
     runner.deliver(telemetry("bad", settled, b"nonsense"))
-    runner.deliver(telemetry("senml", settled, content_type="application/senml+json"))
+    runner.deliver(telemetry("xml", settled, content_type="application/xml"))
     runner.deliver(Message("lost", "other", b"", "iiot/lost/up/nowhere", settled))
     eventually(lambda: len(settled.order) == 6)
     codes = {uid: [refusal.code for refusal in outcome.refusals] for uid, outcome in settled.outcomes.items()}
@@ -237,7 +237,7 @@ def test_outcomes_carry_refusals_and_acknowledgements(runner: Runner, settled: S
         "asked": [],
         "half": ["key-invalid"],
         "bad": ["not-json"],
-        "senml": ["unsupported-content-type"],
+        "xml": ["unsupported-content-type"],
         "lost": ["unknown-topic"],
     }
     assert settled.outcomes["plain"].ack_ts is None

@@ -1,6 +1,7 @@
 // What every page needs: the elements, dialogs, the menu of narrow screens, forms that are sent once, and CSRF for htmx.
 import "./elements/iiot-arrival.js";
 import "./elements/iiot-chart.js";
+import "./elements/iiot-commands.js";
 import "./elements/iiot-copy.js";
 import "./elements/iiot-live.js";
 import "./elements/iiot-rate.js";

@@ -1,0 +1,210 @@
+"""Orders to devices: people and programs give them, devices fetch and answer them."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from iiot import tenancy, web
+from iiot.errors import Conflict, Invalid, NotFound, Problem
+from iiot.payloads import PayloadError
+from iiot.services import command_bell, command_delivery, commands
+from iiot.services.command_delivery import Answer, Order
+from iiot.services.ingest import Incoming, ingest
+from iiot.services.listing import Wanted
+
+api = web.Api("commands")
+
+LONGEST_WAIT = 30
+State = Literal["queued", "sent", "delivered", "done", "failed", "expired", "cancelled"]
+
+
+class CommandIn(web.Body):
+    """A new order."""
+
+    name: Annotated[str, Field(min_length=1, max_length=commands.MAX_NAME)]
+    params: Annotated[dict[str, Any], Field(description="At most 8 KiB of JSON.")] = {}
+    ttl: Annotated[
+        int,
+        Field(ge=commands.MIN_TTL, le=commands.MAX_TTL, description="Seconds until it expires, if it is not finished."),
+    ] = commands.TTL_SECONDS
+    idempotency_key: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=commands.MAX_KEY,
+            description="The same key again answers with the first command and orders nothing.",
+        ),
+    ] = None
+
+
+class StepOut(web.Out):
+    """A state of a command, and since when."""
+
+    state: State
+    at: datetime
+
+
+class CommandOut(web.Out):
+    """An order to a device. `history`: its states so far, oldest first. `result`: what the device answered."""
+
+    id: Annotated[str, Field(validation_alias="uid")]
+    device_id: Annotated[str, Field(validation_alias="device_uid")]
+    name: str
+    params: dict[str, Any]
+    state: State
+    created_by: Annotated[str, Field(description="Who asked for it.")]
+    created_at: datetime
+    expires_at: datetime
+    history: list[StepOut]
+    result: Any
+
+
+class CommandQuery(web.ListQuery):
+    """Which commands of a device."""
+
+    state: State | None = None
+
+
+class CommandPage(web.Page[CommandOut]):
+    """Commands, the newest first."""
+
+
+class OrderOut(web.Out):
+    """What a device has to do, as in every protocol."""
+
+    id: Annotated[str, Field(validation_alias="uid")]
+    name: str
+    params: dict[str, Any]
+    expires_at: datetime
+
+
+class OrdersOut(web.Out):
+    """The next command, or nothing."""
+
+    items: list[OrderOut]
+
+
+class OrderQuery(web.Query):
+    """How long the answer may wait for a command."""
+
+    wait: Annotated[float, Field(ge=0, le=LONGEST_WAIT, description="Seconds.")] = 0
+
+
+class AnswerIn(web.Body):
+    """What became of a command."""
+
+    status: Literal["done", "failed"]
+    result: Annotated[Any, Field(description="At most 8 KiB of JSON.")] = None
+
+
+@api.route(
+    "POST",
+    "/devices/<device_id>/commands",
+    body=CommandIn,
+    out=CommandOut,
+    status=201,
+    permission="device:command",
+    limit="control",
+    problems=(404, 409),
+)
+def create_command(ctx: web.Context, device_id: str, body: CommandIn) -> CommandOut:
+    """Order a device to do something.
+
+    Commands of one device go out strictly one after another. 100 per person and hour.
+    """
+    new = commands.NewCommand(body.name, body.params, body.ttl, body.idempotency_key)
+    with tenancy.work(ctx.scope) as db:
+        command = commands.create(db, device_id, new)
+        made = CommandOut.model_validate(command)
+    ctx.headers["Location"] = f"{web.PREFIX}/devices/{device_id}/commands/{made.id}"
+    return made
+
+
+@api.route(
+    "GET",
+    "/devices/<device_id>/commands",
+    query=CommandQuery,
+    out=CommandPage,
+    permission="device:read",
+    problems=(404,),
+)
+def list_commands(ctx: web.Context, device_id: str, query: CommandQuery) -> CommandPage:
+    """List a device's commands, the newest first."""
+    kind = f"commands:{device_id}:{query.state}"
+    wanted = Wanted("-created_at", query.limit, web.decode_cursor(kind, query.cursor))
+    with tenancy.work(ctx.scope) as db:
+        found = commands.search(db, device_id, query.state, wanted)
+    return CommandPage(**web.page(kind, found, [CommandOut.model_validate(each) for each in found.items]))
+
+
+@api.route("GET", "/devices/<device_id>/commands/<command_id>", out=CommandOut, permission="device:read")
+def get_command(ctx: web.Context, device_id: str, command_id: str) -> CommandOut:
+    """Read a command."""
+    with tenancy.work(ctx.scope) as db:
+        return CommandOut.model_validate(commands.get(db, device_id, command_id))
+
+
+@api.route(
+    "POST",
+    "/devices/<device_id>/commands/<command_id>/cancel",
+    out=CommandOut,
+    permission="device:command",
+    problems=(404, 409),
+)
+def cancel_command(ctx: web.Context, device_id: str, command_id: str) -> CommandOut:
+    """Cancel a command.
+
+    Possible until the device has confirmed it. One that was sent may already be on its way; its answer is then refused.
+    """
+    with tenancy.work(ctx.scope) as db:
+        return CommandOut.model_validate(commands.cancel(db, device_id, command_id))
+
+
+@api.route("GET", "/commands", auth="device", query=OrderQuery, out=OrdersOut)
+def next_command(ctx: web.Context, query: OrderQuery) -> OrdersOut:
+    """Fetch the command that this device has to do now.
+
+    For devices. With `wait` the answer comes as soon as there is a command, or empty after so many seconds. A command that was handed out and not
+    answered comes again; the next one follows when it is answered, expired or cancelled. From then on this device's commands wait for its question.
+    """
+    device_id = ctx.principal.device_id or 0
+
+    def look() -> Order | None:
+        return command_delivery.poll(ctx.scope, device_id)
+
+    order = command_bell.wait_for(ctx.principal.device_uid or "", look, query.wait)
+    return OrdersOut(items=[] if order is None else [OrderOut.model_validate(order)])
+
+
+@api.route("POST", "/commands/<command_id>/result", auth="device", body=AnswerIn, problems=(404, 409))
+def answer_command(ctx: web.Context, command_id: str, body: AnswerIn) -> None:
+    """Say what became of a command.
+
+    For devices. The same answer again changes nothing; another one, or one that comes too late, is refused and kept with the refused messages.
+    """
+    uid = ctx.principal.device_uid or ""
+    refused = _wrong_result(body)
+    with tenancy.work(ctx.scope) as db:
+        refused = command_delivery.take(db, Answer(uid, command_id, body.status, body.result, refused))
+    if refused is not None:
+        topic = f"POST {web.PREFIX}/commands/{command_id}/result"
+        ingest([Incoming(uid, None, refused, command_delivery.HTTP, topic, body.model_dump_json().encode())])
+        raise _problem(refused)
+
+
+def _wrong_result(body: AnswerIn) -> PayloadError | None:
+    try:
+        command_delivery.check_result(body.result)
+    except PayloadError as error:
+        return error
+    return None
+
+
+def _problem(refused: PayloadError) -> Problem:
+    if refused.code == "unknown-command":
+        return NotFound("command")
+    detail = f"{refused.reason[:1].upper()}{refused.reason[1:]}."
+    if refused.code == "command-finished":
+        return Conflict(detail, "command-finished")
+    return Invalid(detail, [{"loc": ["body", "result"], "msg": refused.reason}])

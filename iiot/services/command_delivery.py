@@ -1,0 +1,218 @@
+"""Commands on their way to devices, and the answers: what every protocol uses.
+
+Per device one command is out at a time, the oldest unfinished one; the next follows when that one is done, failed, expired or cancelled. One
+protocol delivers it: a device that was last seen on a protocol whose adapter pushes (MQTT) gets it there, any other waits for the device's own
+question over HTTP. `Device.command_protocol` keeps where it was last seen.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, cast
+
+import msgspec
+from sqlalchemy import CursorResult, exists, select, update
+from sqlalchemy.orm import Session, aliased, selectinload
+
+from iiot import clock, ids, tenancy
+from iiot.models import Command, Device, Tenant
+from iiot.payloads import PayloadError
+from iiot.services import command_life, commands
+from iiot.tenancy import Scope
+
+HTTP = "http"
+MAX_ANSWER = 16 * 1024
+_OF_DEVICE = (Device.tenant_id == Command.tenant_id) & (Device.id == Command.device_id)
+_ANSWER_HINT = 'an answer is {"status": "done" or "failed", "result": …}'
+
+
+@dataclass(frozen=True)
+class Order:
+    """A command as a protocol hands it over."""
+
+    device_uid: str
+    uid: str
+    name: str
+    params: dict[str, Any]
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a device says about a command; `device_uid` is proved by the edge. `error`: what was wrong with the message."""
+
+    device_uid: str
+    command_uid: str
+    status: Literal["done", "failed"]
+    result: Any = None
+    error: PayloadError | None = None
+
+
+class _AnswerBody(msgspec.Struct):
+    status: Literal["done", "failed"]
+    result: Any = None
+
+
+_decode = msgspec.json.Decoder(_AnswerBody).decode
+
+
+def parse_answer(device_uid: str, command_uid: str, payload: bytes) -> Answer:
+    """Read `{"status", "result"}`; what is wrong with it stands in `error`, as even that shows that the command has arrived."""
+    try:
+        if len(payload) > MAX_ANSWER:
+            raise PayloadError("too-large", f"an answer has at most {MAX_ANSWER} bytes", str(MAX_ANSWER))
+        body = _decode(payload)
+        check_result(body.result)
+    except PayloadError as error:
+        return Answer(device_uid, command_uid, "failed", error=error)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Answer(device_uid, command_uid, "failed", error=PayloadError("answer-invalid", _ANSWER_HINT))
+    return Answer(device_uid, command_uid, body.status, body.result)
+
+
+def check_result(result: Any) -> None:
+    """Raises PayloadError for a result that cannot be stored."""
+    if result is not None and (mistake := commands.json_mistake(result)):
+        raise PayloadError("answer-invalid", f"the result is not valid: {mistake}", str(commands.MAX_JSON))
+
+
+def reached(protocol: str, device_uids: Collection[str]) -> bool:
+    """Note that these devices were seen on an adapter's protocol: their commands go there from now on. True when that is news."""
+    moved = (
+        update(Device)
+        .where(Device.uid.in_(device_uids), Device.command_protocol.is_distinct_from(protocol))
+        .values(command_protocol=protocol)
+        .execution_options(synchronize_session=False)
+    )
+    with tenancy.work(tenancy.system("ingest")) as db:
+        return bool(cast(CursorResult[Any], db.execute(moved)).rowcount)
+
+
+def deliver(protocol: str, give: Callable[[Order], bool]) -> bool:
+    """Hand the oldest command that waits for `protocol` to `give`; False when there is none, or when `give` could not take it.
+
+    `give` is called while the command's row is locked, so nobody else hands it out, and an answer that comes at once waits for the commit.
+    A crash between the two hands the command over twice: devices know it by its id.
+    """
+    with tenancy.work(tenancy.system("ingest")) as db:
+        now = clock.now()
+        command = db.scalar(_waiting(protocol, now))
+        if command is None or not give(_order(command)):
+            return False
+        _send(db, command, protocol, now)
+        return True
+
+
+def _waiting(protocol: str, now: datetime) -> Any:
+    """The oldest command that is next for a device of this protocol; those at work elsewhere are passed over."""
+    older = aliased(Command)
+    is_behind = exists().where(
+        older.tenant_id == Command.tenant_id,
+        older.device_id == Command.device_id,
+        older.seq < Command.seq,
+        older.state.in_(command_life.UNFINISHED),
+        older.expires_at > now,
+    )
+    return (
+        select(Command)
+        .join(Device, _OF_DEVICE)
+        .join(Tenant, Tenant.id == Command.tenant_id)
+        .where(Command.state == "queued", Command.expires_at > now, ~is_behind)
+        .where(Device.enabled, Device.command_protocol == protocol, Tenant.status == "active")
+        .options(selectinload(Command.device))
+        .order_by(Command.created_at, Command.id)
+        .limit(1)
+        .with_for_update(of=Command, skip_locked=True)
+    )
+
+
+def _send(db: Session, command: Command, protocol: str, now: datetime) -> None:
+    command.protocol = protocol
+    command_life.advance(command, "sent", now)
+    commands.tell(db, command)
+
+
+def _order(command: Command) -> Order:
+    return Order(command.device_uid, command.uid, command.name, command.params, command.expires_at)
+
+
+def poll(scope: Scope, device_id: int) -> Order | None:
+    """The command that a device who asks over HTTP has to do now, or None.
+
+    One that was handed out and is not answered is handed out again: the first answer may have been lost.
+    """
+    with tenancy.work(scope) as db:
+        now = clock.now()
+        here = (Device.id == device_id, Device.command_protocol.is_distinct_from(HTTP))
+        db.execute(
+            update(Device).where(*here).values(command_protocol=HTTP).execution_options(synchronize_session=False)
+        )
+        oldest = (
+            select(Command)
+            .join(Device, _OF_DEVICE)
+            .join(Tenant, Tenant.id == Command.tenant_id)
+            # A poll may have waited while the device was shut out.
+            .where(Device.enabled, Tenant.status == "active")
+            .where(Command.device_id == device_id, Command.state.in_(command_life.UNFINISHED), Command.expires_at > now)
+            .options(selectinload(Command.device))
+            .order_by(Command.seq)
+            .limit(1)
+            .with_for_update(of=Command)
+        )
+        command = db.scalar(oldest)
+        if command is None:
+            return None
+        if command.state == "queued":
+            _send(db, command, HTTP, now)
+        return _order(command) if command.protocol == HTTP else None
+
+
+def take(db: Session, answer: Answer) -> PayloadError | None:
+    """Take one answer; says why when it is refused. The same answer again changes nothing and is no mistake."""
+    now = clock.now()
+    command = _asked(db, answer)
+    if command is None:
+        return PayloadError("unknown-command", "there is no such command of this device")
+    if command_life.is_finished(command):
+        if answer.error is None and _is_repeated(db, command, answer):
+            return None
+        return answer.error or _finished(command)
+    if commands.is_due(command, now):
+        command_life.advance(command, "expired", now)
+        commands.tell(db, command)
+        return answer.error or _finished(command)
+    before = command.state
+    command_life.confirm(command, now)
+    if answer.error is None:
+        command_life.advance(command, answer.status, now)
+        command.result = answer.result
+    if command.state != before:
+        commands.tell(db, command)
+    return answer.error
+
+
+def _asked(db: Session, answer: Answer) -> Command | None:
+    if not ids.is_uid(answer.command_uid):
+        return None
+    own = (
+        select(Command)
+        .join(Device, _OF_DEVICE)
+        .where(Device.uid == answer.device_uid, Device.enabled, Command.uid == answer.command_uid)
+        .options(selectinload(Command.device))
+        .with_for_update(of=Command)
+    )
+    return db.scalar(own)
+
+
+def _is_repeated(db: Session, command: Command, answer: Answer) -> bool:
+    return command.state == answer.status and commands.same_json(db, command.result, answer.result)
+
+
+def _finished(command: Command) -> PayloadError:
+    return PayloadError("command-finished", f"the command is {command.state} already; this answer changes nothing")
+
+
+def take_all(answers: Sequence[Answer]) -> list[PayloadError | None]:
+    """Take a batch of answers, of devices of any tenant, in one commit; one refusal or None for each, in order."""
+    with tenancy.work(tenancy.system("ingest")) as db:
+        return [take(db, answer) for answer in answers]

@@ -1,0 +1,207 @@
+"""CoAP below the resources: aiocoap with bounded memory, the sizes of messages, and bodies in blocks (RFC 7959).
+
+aiocoap remembers every answer for 247 s and collects blocks without a limit. Here the oldest answers are forgotten when
+there are too many, and only what a proved device sends is collected. Two methods of its message layer are replaced;
+`tests/integration/test_coap.py` checks that they are where they are expected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiocoap import Context, Message
+from aiocoap.messagemanager import MessageManager
+from aiocoap.numbers import codes
+from aiocoap.numbers.constants import TransportTuning
+from aiocoap.numbers.types import ACK, CON, RST
+from aiocoap.tokenmanager import TokenManager
+from aiocoap.transports.simplesocketserver import MessageInterfaceSimpleServer, _DatagramServerSocketSimple
+from aiocoap.util import hostportjoin
+
+LIFETIME_SECONDS: Final = TransportTuning().EXCHANGE_LIFETIME
+# Answers kept for requests that come twice, 400 bytes each: all of 247 s at 400 requests a second.
+ANSWERS_KEPT: Final = 100_000
+LONGEST_TOKEN: Final = 8
+BIGGEST_BLOCK: Final = 6
+BODY_BYTES: Final = 256 * 1024
+TRANSFERS: Final = 256
+TRANSFERS_OF_DEVICE: Final = 4
+# MAX_TRANSMIT_WAIT of RFC 7252 section 4.8.2: by then the sender has given up.
+TRANSFER_SECONDS: Final = 93.0
+
+
+class Manager(MessageManager):  # type: ignore[misc]
+    """aiocoap's message layer with a bounded memory of answers: bytes, without the requests they belong to."""
+
+    def __init__(self, token_manager: Any) -> None:
+        super().__init__(token_manager)
+        self._recent_messages: dict[tuple[Any, int], bytes | None] = {}
+        self._order: deque[tuple[float, tuple[Any, int]]] = deque()
+
+    def _deduplicate_message(self, message: Any) -> bool:
+        """True when the request was here before: a confirmable one gets the same answer again (RFC 7252 section 4.5)."""
+        recent, order, now = self._recent_messages, self._order, self.loop.time()
+        while order and (order[0][0] < now or len(order) >= ANSWERS_KEPT):
+            recent.pop(order.popleft()[1], None)
+        key = (message.remote, message.mid)
+        if key not in recent:
+            recent[key] = None
+            order.append((now + LIFETIME_SECONDS, key))
+            return False
+        answer = recent[key]
+        if message.mtype is CON and answer is not None:
+            message.remote.send(answer)
+        return True
+
+    def _store_response_for_duplicates(self, message: Any) -> None:
+        """Only what answers by message id; a separate answer has an id of ours, which may be anybody's."""
+        key = (message.remote, message.mid)
+        if message.mtype in (ACK, RST) and key in self._recent_messages:
+            self._recent_messages[key] = message.encode()
+
+    def backlog(self, remote: Any) -> int:
+        """Answers that wait until `remote` confirms an earlier one."""
+        return len(self._backlogs.get(remote, ()))
+
+    @property
+    def unconfirmed(self) -> int:
+        """Separate answers that were sent and not confirmed yet."""
+        return len(self._active_exchanges or ())
+
+
+class _Datagrams(MessageInterfaceSimpleServer):  # type: ignore[misc]
+    """aiocoap's socket, which no datagram can upset."""
+
+    def _received_datagram(self, address: Any, datagram: bytes) -> None:
+        if not datagram or datagram[0] & 0x0F > LONGEST_TOKEN:
+            return  # RFC 7252 section 3: a message format error
+        # Bytes that are no UTF-8 in an option and the like: not a message, so nobody is answered.
+        with contextlib.suppress(ValueError, IndexError):
+            super()._received_datagram(address, datagram)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A UDP socket of our own; raises OSError when the address is taken or not this machine's."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # A burst of some thousand datagrams waits here instead of being lost; the kernel may give less.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+async def serve(site: Any, sock: socket.socket) -> tuple[Context, Manager]:
+    """Let aiocoap serve `site` (an object with `render_to_pipe`) on a bound socket; end it with `context.shutdown()`."""
+    loop = asyncio.get_running_loop()
+    # Below that it logs every strange message of strangers, with tokens in the query.
+    logging.getLogger("protocols.coap").setLevel(logging.ERROR)
+    context = Context(loop=loop, serversite=site, loggername="protocols.coap")
+    tokens = TokenManager(context)
+    manager = Manager(tokens)
+    interface = _Datagrams(manager, context.log, loop)
+    _, protocol = await loop.create_datagram_endpoint(
+        lambda: _DatagramServerSocketSimple(lambda _: None, interface, context.log), sock=sock
+    )
+    protocol._loop = loop
+    protocol.hostinfo_local = hostportjoin(*sock.getsockname()[:2])
+    interface._pool = protocol
+    manager.message_interface = interface
+    tokens.token_interface = manager
+    context.request_interfaces.append(tokens)
+    return context, manager
+
+
+def size_of(message: Any, token: bytes) -> int:
+    """Bytes of a message on the wire (RFC 7252 section 3)."""
+    payload = len(message.payload)
+    return 4 + len(token) + len(message.opt.encode()) + (payload + 1 if payload else 0)
+
+
+def paged(answer: Any, asked: Any, exponent: int = BIGGEST_BLOCK) -> Any:
+    """The block of `answer` that a request asks for (RFC 7959 section 2.4): 16 << `exponent` bytes at most.
+
+    `asked` is the Block2 option of the request, or None. A body that fits is left whole.
+    """
+    body = answer.payload
+    start = asked.start if asked is not None else 0
+    exponent = min(exponent, asked.size_exponent if asked is not None else BIGGEST_BLOCK)
+    size = 16 << exponent
+    if asked is None and len(body) <= size:
+        return answer
+    if start > 0 and start >= len(body):
+        return Message(code=codes.BAD_REQUEST, payload=b"there is no such block")
+    answer.payload = body[start : start + size]
+    answer.opt.block2 = (start // size, start + size < len(body), exponent)
+    return answer
+
+
+class BlockError(Exception):
+    """A block that cannot be taken: `code` is the answer's."""
+
+    def __init__(self, code: Any, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass
+class _Transfer:
+    until: float
+    body: bytearray = field(default_factory=bytearray)
+
+
+class Transfers:
+    """Bodies of requests that come in blocks (RFC 7959 section 2.5). Keys begin with the device's uid."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Any, ...], _Transfer] = {}
+
+    def feed(self, key: tuple[Any, ...], block: Any, payload: bytes) -> bytes | None:
+        """Take a block; the whole body with the last one, None before. Raises BlockError."""
+        now = asyncio.get_running_loop().time()
+        if block.size_exponent > BIGGEST_BLOCK or (block.more and len(payload) != block.size):
+            raise BlockError(codes.BAD_REQUEST, "the block has not the size that its option says")
+        if block.start + len(payload) > BODY_BYTES:
+            self._open.pop(key, None)
+            raise BlockError(codes.REQUEST_ENTITY_TOO_LARGE, f"a message has at most {BODY_BYTES} bytes")
+        if block.block_number == 0:
+            self._begin(key, now)
+        transfer = self._open.get(key)
+        if transfer is None or transfer.until < now:
+            raise BlockError(codes.REQUEST_ENTITY_INCOMPLETE, "earlier blocks are missing, begin again")
+        body = transfer.body
+        repeated = block.start + len(payload) == len(body) and body.endswith(payload)
+        if block.start == len(body):
+            body += payload
+        elif not repeated:
+            del self._open[key]
+            raise BlockError(codes.REQUEST_ENTITY_INCOMPLETE, "blocks are missing in between, begin again")
+        transfer.until = now + TRANSFER_SECONDS
+        if block.more:
+            return None
+        del self._open[key]
+        return bytes(body)
+
+    def _begin(self, key: tuple[Any, ...], now: float) -> None:
+        self._open.pop(key, None)
+        if len(self._open) >= TRANSFERS:
+            self._open = {kept: transfer for kept, transfer in self._open.items() if transfer.until >= now}
+        own = [kept for kept in self._open if kept[0] == key[0]]
+        if len(own) >= TRANSFERS_OF_DEVICE:
+            # Its own oldest is given up: a device that was reset begins anew.
+            del self._open[own[0]]
+        elif len(self._open) >= TRANSFERS:
+            raise BlockError(codes.SERVICE_UNAVAILABLE, "too many bodies are being transferred")
+        self._open[key] = _Transfer(now + TRANSFER_SECONDS)

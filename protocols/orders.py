@@ -1,0 +1,102 @@
+"""Commands between the portal's queue and an adapter that can take them to devices: one thread per adapter, and the answers.
+
+The thread is woken through Redis when a command was made or the one before it has ended, and looks once a second in any case. It also notes which
+devices were seen on the protocol: their commands go there, see `iiot.services.command_delivery`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import structlog
+from prometheus_client import Counter
+
+from iiot import clock
+from iiot.services import command_bell, command_delivery
+from iiot.services.ingest import Incoming
+from protocols.base import Commander, Message, Order
+
+LOOK_SECONDS: Final = 1.0
+# How long a device that was noted is not noted again; it may have asked over HTTP meanwhile.
+NOTED_SECONDS: Final = 60.0
+NOTED: Final = 100_000
+
+commands_total = Counter("iiot_protocol_commands_total", "Commands handed to the protocol for a device.", ["protocol"])
+log = structlog.get_logger("protocols")
+
+
+class Orders:
+    """Hands commands to an adapter until `stop` is set."""
+
+    def __init__(self, name: str, adapter: Commander, stop: threading.Event) -> None:
+        self.name = name
+        self.adapter = adapter
+        self.stop = stop
+        self._lock = threading.Lock()
+        self._noted: set[str] = set()
+        self._news: set[str] = set()
+        self._forget_at = 0.0
+
+    def start(self) -> None:
+        """Begin, in a thread of its own that ends with `stop`."""
+        threading.Thread(target=self._run, name=f"{self.name}-commands", daemon=True).start()
+
+    def note(self, uids: set[str]) -> None:
+        """These devices have sent something. Called by the writer after every batch, so it only compares sets."""
+        now = time.monotonic()
+        with self._lock:
+            if now >= self._forget_at or len(self._noted) > NOTED:
+                self._noted, self._forget_at = set(), now + NOTED_SECONDS
+            news = uids - self._noted
+            self._noted |= news
+            self._news |= news
+        if news:
+            command_bell.bell().ring(command_bell.ANY)
+
+    def _run(self) -> None:
+        with command_bell.bell().waiting(command_bell.ANY) as rung:
+            while not self.stop.is_set():
+                try:
+                    self._reached()
+                    while not self.stop.is_set() and command_delivery.deliver(self.name, self._give):
+                        commands_total.labels(self.name).inc()
+                except Exception as error:
+                    log.error(
+                        "commands not handed over", protocol=self.name, error=f"{type(error).__name__}: {error}"[:500]
+                    )
+                    self.stop.wait(LOOK_SECONDS)
+                rung.wait(LOOK_SECONDS)
+                rung.clear()
+
+    def _reached(self) -> None:
+        with self._lock:
+            news, self._news = self._news, set()
+        if not news:
+            return
+        try:
+            command_delivery.reached(self.name, news)
+        except Exception:
+            with self._lock:
+                self._news |= news
+            raise
+
+    def _give(self, order: command_delivery.Order) -> bool:
+        return self.adapter.command(
+            Order(order.device_uid, order.uid, order.name, order.params, clock.to_ms(order.expires_at))
+        )
+
+
+def take_answers(protocol: str, batch: Sequence[Message], places: Sequence[int]) -> Iterator[tuple[int, Incoming]]:
+    """Store the answers at these places of a batch in one commit; yields those that were refused, to be kept with the reason."""
+    if not places:
+        return
+    messages = [batch[place] for place in places]
+    answers = [
+        command_delivery.parse_answer(message.uid, message.command_id or "", message.payload) for message in messages
+    ]
+    for place, message, error in zip(places, messages, command_delivery.take_all(answers), strict=True):
+        if error is not None:
+            yield place, Incoming(message.uid, None, error, protocol, message.topic, message.payload)
