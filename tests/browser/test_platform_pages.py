@@ -132,7 +132,7 @@ def test_an_admin_brands_deletes_and_restores_his_tenant(watch: Watch) -> None:
     page.locator("input[type=file]").set_input_files({"name": "logo.png", "mimeType": "image/png", "buffer": picture()})
     page.get_by_role("button", name="Save logo").click()
     expect(page.get_by_text("The logo is saved.")).to_be_visible()
-    assert page.evaluate("document.querySelector('.sidebar .brand img').naturalWidth") == 256
+    page.wait_for_function("document.querySelector('.sidebar .brand img').naturalWidth === 256")
     page.get_by_label("Use our own colour").check()
     page.locator("input[type=color]").fill("#dc5a14")
     page.get_by_role("button", name="Save", exact=True).click()
