@@ -131,8 +131,9 @@ class Raw:
 
 
 def request(code: Any, uri: str, mid: int, payload: bytes = b"", confirmable: bool = True) -> bytes:
-    """The datagram of a request with a two-byte token, the same for all."""
-    message = Message(code=code, uri=uri, payload=payload, _mid=mid, _mtype=0 if confirmable else 1, _token=b"\x01\x02")
+    """The datagram of a request; its token is its message id."""
+    kind = 0 if confirmable else 1
+    message = Message(code=code, uri=uri, payload=payload, _mid=mid, _mtype=kind, _token=mid.to_bytes(2, "big"))
     return bytes(message.encode())
 
 
