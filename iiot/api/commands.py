@@ -8,7 +8,7 @@ from pydantic import Field
 from iiot import tenancy, web
 from iiot.errors import Conflict, Invalid, NotFound, Problem
 from iiot.payloads import PayloadError
-from iiot.services import command_bell, command_delivery, commands
+from iiot.services import command_approval, command_bell, command_delivery, commands
 from iiot.services.command_delivery import Answer, Order
 from iiot.services.ingest import Incoming, ingest
 from iiot.services.listing import Wanted
@@ -16,6 +16,7 @@ from iiot.services.listing import Wanted
 api = web.Api("commands")
 
 LONGEST_WAIT = 30
+Approval = Literal["waiting", "approved"]
 State = Literal["queued", "sent", "delivered", "done", "failed", "expired", "cancelled"]
 
 
@@ -54,6 +55,9 @@ class CommandOut(web.Out):
     params: dict[str, Any]
     state: State
     created_by: Annotated[str, Field(description="Who asked for it.")]
+    approval: Annotated[Approval | None, Field(description="null: nobody has to approve it.")]
+    approved_by: str | None
+    approved_at: datetime | None
     created_at: datetime
     expires_at: datetime
     history: list[StepOut]
@@ -64,6 +68,7 @@ class CommandQuery(web.ListQuery):
     """Which commands of a device."""
 
     state: State | None = None
+    approval: Approval | None = None
 
 
 class CommandPage(web.Page[CommandOut]):
@@ -131,10 +136,10 @@ def create_command(ctx: web.Context, device_id: str, body: CommandIn) -> Command
 )
 def list_commands(ctx: web.Context, device_id: str, query: CommandQuery) -> CommandPage:
     """List a device's commands, the newest first."""
-    kind = f"commands:{device_id}:{query.state}"
+    kind = f"commands:{device_id}:{query.state}:{query.approval}"
     wanted = Wanted("-created_at", query.limit, web.decode_cursor(kind, query.cursor))
     with tenancy.work(ctx.scope) as db:
-        found = commands.search(db, device_id, query.state, wanted)
+        found = commands.search(db, device_id, commands.Filters(query.state, query.approval), wanted)
     return CommandPage(**web.page(kind, found, [CommandOut.model_validate(each) for each in found.items]))
 
 
@@ -159,6 +164,22 @@ def cancel_command(ctx: web.Context, device_id: str, command_id: str) -> Command
     """
     with tenancy.work(ctx.scope) as db:
         return CommandOut.model_validate(commands.cancel(db, device_id, command_id))
+
+
+@api.route(
+    "POST",
+    "/devices/<device_id>/commands/<command_id>/approve",
+    out=CommandOut,
+    permission="device:command",
+    problems=(404, 409),
+)
+def approve_command(ctx: web.Context, device_id: str, command_id: str) -> CommandOut:
+    """Approve a command.
+
+    For devices with `needs_approval`: a command goes out after a second person has approved it. Whoever asked for it cannot (403 own-command).
+    """
+    with tenancy.work(ctx.scope) as db:
+        return CommandOut.model_validate(command_approval.approve(db, device_id, command_id))
 
 
 @api.route("GET", "/commands", auth="device", query=OrderQuery, out=OrdersOut)

@@ -47,6 +47,11 @@ class DevicePatch(web.Body):
     tags: Annotated[Tags | None, AfterValidator(_not_null)] = None
     site: SiteId | None = None
     enabled: Annotated[bool | None, AfterValidator(_not_null)] = None
+    needs_approval: Annotated[
+        bool | None,
+        AfterValidator(_not_null),
+        Field(description="Whether a second person has to approve each command before it goes out."),
+    ] = None
 
 
 class DeviceOut(web.Out):
@@ -63,6 +68,7 @@ class DeviceOut(web.Out):
     enabled: bool
     external_id: str | None
     site: Annotated[str | None, Field(validation_alias="site_uid", description="Id of the site where it stands.")]
+    needs_approval: bool
 
 
 class DeviceWithToken(DeviceOut):

@@ -29,6 +29,7 @@ class Command(TenantOwned, Base):
         CheckConstraint(
             "state IN ('queued', 'sent', 'delivered', 'done', 'failed', 'expired', 'cancelled')", name="state"
         ),
+        CheckConstraint("approval IN ('waiting', 'approved')", name="approval"),
         # Few commands are unfinished at any moment: what is due, and what waits for a protocol, is found among them.
         Index("ix_command_unfinished", "expires_at", postgresql_where=text(UNFINISHED)),
     )
@@ -45,6 +46,11 @@ class Command(TenantOwned, Base):
     idempotency_key: Mapped[str | None]
     created_by: Mapped[str] = mapped_column(server_default="")
     created_by_uid: Mapped[str] = mapped_column(server_default="")
+    # None: nobody has to approve it.
+    approval: Mapped[str | None]
+    approved_by: Mapped[str | None]
+    approved_by_uid: Mapped[str | None]
+    approved_at: Mapped[Moment | None]
     created_at: Mapped[Created]
     expires_at: Mapped[Moment]
     sent_at: Mapped[Moment | None]

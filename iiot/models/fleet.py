@@ -50,6 +50,8 @@ class Device(TenantOwned, Base):
     tells_status: Mapped[bool] = mapped_column(server_default=text("false"))
     # The protocol by which the device takes commands, as it was last seen to do; None: no protocol has seen it yet.
     command_protocol: Mapped[str | None]
+    # Whether a second person has to approve each command before it goes out.
+    needs_approval: Mapped[bool] = mapped_column(server_default=text("false"))
     version: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[Created]
     updated_at: Mapped[Created]

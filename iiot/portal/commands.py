@@ -1,14 +1,15 @@
 """The tab Commands of a device: what was asked of it, what became of it, and a form to ask."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from flask import Response, make_response, redirect, render_template, request
 
 from iiot import tenancy, web
-from iiot.errors import Conflict, Invalid
+from iiot.errors import Conflict, Forbidden, Invalid
 from iiot.portal import forms
-from iiot.services import command_life, commands, devices
+from iiot.services import command_approval, command_life, commands, devices
 from iiot.services.listing import Wanted
 
 pages = web.pages("commands")
@@ -33,7 +34,7 @@ def _page_values(ctx: web.Context, uid: str, cursor: str | None) -> dict[str, An
     wanted = Wanted("-created_at", PER_PAGE, web.decode_cursor(kind, cursor))
     with tenancy.work(ctx.scope) as db:
         device = devices.get(db, uid)
-        found = commands.search(db, uid, None, wanted)
+        found = commands.search(db, uid, commands.Filters(), wanted)
     return {
         "tab": "commands",
         "device": device,
@@ -42,6 +43,7 @@ def _page_values(ctx: web.Context, uid: str, cursor: str | None) -> dict[str, An
         "ttls": TTLS,
         "can_command": "device:command" in ctx.principal.permissions,
         "can_cancel": {each.uid for each in found.items if command_life.may(each, "cancelled")},
+        "can_approve": {each.uid for each in found.items if command_approval.may_approve(each, ctx.principal)},
         "cursor": cursor,
         "next_cursor": web.encode_cursor(kind, found.next_position),
     }
@@ -90,10 +92,22 @@ def _ttl(text: str) -> int:
 @pages.route("POST", "/devices/<uid>/commands/<command_id>/cancel", permission="device:command")
 def cancel(ctx: web.Context, uid: str, command_id: str) -> Response:
     """Cancel a command that the device has not confirmed."""
+    return _take_step(ctx, commands.cancel, uid, command_id)
+
+
+@pages.route("POST", "/devices/<uid>/commands/<command_id>/approve", permission="device:command")
+def approve(ctx: web.Context, uid: str, command_id: str) -> Response:
+    """Approve a command that somebody else asked for."""
+    return _take_step(ctx, command_approval.approve, uid, command_id)
+
+
+def _take_step(
+    ctx: web.Context, step: Callable[[tenancy.ScopedSession, str, str], Any], uid: str, command_id: str
+) -> Response:
     try:
         with tenancy.work(ctx.scope) as db:
-            commands.cancel(db, uid, command_id)
-    except Conflict as problem:
+            step(db, uid, command_id)
+    except (Conflict, Forbidden) as problem:
         form = {"ttl": str(commands.TTL_SECONDS)}
         return forms.refused("device_commands.html", problem, form=form, **_page_values(ctx, uid, None))
     return make_response(redirect(f"/devices/{uid}/commands", 303))

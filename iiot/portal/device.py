@@ -16,6 +16,8 @@ SAVED = {
     "saved": "Saved.",
     "disabled": "The device is disabled and disconnected.",
     "enabled": "The device is enabled.",
+    "approval": "Commands of this device now need a second person.",
+    "no-approval": "Commands of this device now go out at once.",
     "revoked": "The token was revoked. It opens nothing any more.",
 }
 
@@ -147,6 +149,15 @@ def enable(ctx: web.Context, uid: str) -> Response:
     with tenancy.work(ctx.scope) as db:
         devices.set_enabled(db, uid, enabled)
     return make_response(redirect(f"/devices/{uid}/settings?done={'enabled' if enabled else 'disabled'}", 303))
+
+
+@pages.route("POST", "/devices/<uid>/approval", permission="device:write")
+def ask_for_approval(ctx: web.Context, uid: str) -> Response:
+    """Whether commands of this device need a second person."""
+    needed = request.form.get("needed") == "true"
+    with tenancy.work(ctx.scope) as db:
+        devices.change(db, uid, {"needs_approval": needed})
+    return make_response(redirect(f"/devices/{uid}/settings?done={'approval' if needed else 'no-approval'}", 303))
 
 
 @pages.route("POST", "/devices/<uid>/delete", permission="device:write")

@@ -23,6 +23,8 @@ from iiot.tenancy import Scope
 HTTP = "http"
 MAX_ANSWER = 16 * 1024
 _OF_DEVICE = (Device.tenant_id == Command.tenant_id) & (Device.id == Command.device_id)
+# Nobody has to approve it, or somebody has.
+_FREE = Command.approval.is_distinct_from("waiting")
 _ANSWER_HINT = 'an answer is {"status": "done" or "failed", "result": …}'
 
 
@@ -111,13 +113,14 @@ def _waiting(protocol: str, now: datetime) -> Any:
         older.device_id == Command.device_id,
         older.seq < Command.seq,
         older.state.in_(command_life.UNFINISHED),
+        older.approval.is_distinct_from("waiting"),
         older.expires_at > now,
     )
     return (
         select(Command)
         .join(Device, _OF_DEVICE)
         .join(Tenant, Tenant.id == Command.tenant_id)
-        .where(Command.state == "queued", Command.expires_at > now, ~is_behind)
+        .where(Command.state == "queued", Command.expires_at > now, _FREE, ~is_behind)
         .where(Device.enabled, Device.command_protocol == protocol, Tenant.status == "active")
         .options(selectinload(Command.device))
         .order_by(Command.created_at, Command.id)
@@ -153,7 +156,8 @@ def poll(scope: Scope, device_id: int) -> Order | None:
             .join(Tenant, Tenant.id == Command.tenant_id)
             # A poll may have waited while the device was shut out.
             .where(Device.enabled, Tenant.status == "active")
-            .where(Command.device_id == device_id, Command.state.in_(command_life.UNFINISHED), Command.expires_at > now)
+            .where(Command.device_id == device_id, Command.state.in_(command_life.UNFINISHED))
+            .where(Command.expires_at > now, _FREE)
             .options(selectinload(Command.device))
             .order_by(Command.seq)
             .limit(1)
@@ -197,7 +201,7 @@ def _asked(db: Session, answer: Answer) -> Command | None:
     own = (
         select(Command)
         .join(Device, _OF_DEVICE)
-        .where(Device.uid == answer.device_uid, Device.enabled, Command.uid == answer.command_uid)
+        .where(Device.uid == answer.device_uid, Device.enabled, Command.uid == answer.command_uid, _FREE)
         .options(selectinload(Command.device))
         .with_for_update(of=Command)
     )

@@ -95,20 +95,26 @@ def _checked(new: NewCommand) -> NewCommand:
 
 def _new(db: Session, device: Device, new: NewCommand) -> Command:
     now, who = clock.now(), auth.acting()
-    last = db.scalar(select(func.max(Command.seq)).where(Command.device_id == device.id))
     command = Command(
         uid=ids.new_uid(),
         device_id=device.id,
-        seq=(last or 0) + 1,
+        seq=next_seq(db, device.id),
         name=new.name,
         params=new.params,
         idempotency_key=new.idempotency_key,
         created_by="system" if who is None else who.label or who.uid,
         created_by_uid="" if who is None else who.uid,
         expires_at=now + timedelta(seconds=new.ttl),
+        approval="waiting" if device.needs_approval else None,
     )
     command_life.begin(command, now)
     return command
+
+
+def next_seq(db: Session, device_id: int) -> int:
+    """The place behind all commands of a device, whose row is locked."""
+    last = db.scalar(select(func.max(Command.seq)).where(Command.device_id == device_id))
+    return (last or 0) + 1
 
 
 def _repeated(db: Session, first: Command, again: NewCommand) -> Command:
@@ -134,11 +140,21 @@ def _of(device_id: int) -> Any:
     return select(Command).where(Command.device_id == device_id).options(_WITH_DEVICE)
 
 
-def search(db: ScopedSession, device_uid: str, state: str | None, wanted: Wanted) -> Found[Command]:
+@dataclass(frozen=True)
+class Filters:
+    """Which commands of a device; None: all."""
+
+    state: str | None = None
+    approval: str | None = None
+
+
+def search(db: ScopedSession, device_uid: str, filters: Filters, wanted: Wanted) -> Found[Command]:
     """A page of a device's commands; raises NotFound for a device that is not the tenant's."""
     statement = _of(devices.id_of(db, device_uid))
-    if state is not None:
-        statement = statement.where(Command.state == state)
+    if filters.state is not None:
+        statement = statement.where(Command.state == filters.state)
+    if filters.approval is not None:
+        statement = statement.where(Command.approval == filters.approval)
     return find(db, statement, SORTS, Command.id, wanted)  # type: ignore[arg-type]
 
 
@@ -176,6 +192,9 @@ def shape(command: Command) -> dict[str, Any]:
         "params": command.params,
         "state": command.state,
         "created_by": command.created_by,
+        "approval": command.approval,
+        "approved_by": command.approved_by,
+        "approved_at": rfc3339(command.approved_at),
         "created_at": rfc3339(command.created_at),
         "expires_at": rfc3339(command.expires_at),
         "history": command.history,

@@ -40,6 +40,7 @@ _COLUMNS = (
     "enabled",
     "external_id",
     "version",
+    "needs_approval",
 )
 _SITES = Site.__table__
 _SITE_UID = (
@@ -123,7 +124,7 @@ def create(db: ScopedSession, new: NewDevice) -> tuple[Device, str]:
 
 def _noted(device: Device) -> dict[str, Any]:
     """What the audit trail keeps of a device."""
-    names = ("name", "type", "external_id", "is_gateway", "tags", "enabled")
+    names = ("name", "type", "external_id", "is_gateway", "tags", "enabled", "needs_approval")
     return {name: getattr(device, name) for name in names} | {"site": device.site_uid}
 
 
@@ -200,7 +201,10 @@ def read(db: ScopedSession, uid: str) -> Row[Any]:
 
 
 def change(db: Session, uid: str, changes: dict[str, Any], expected_version: str | None = None) -> Device:
-    """Change the given fields (name, type, external_id, is_gateway, tags, site, enabled). `expected_version`: raises 412 when it is another now."""
+    """Change the given fields: name, type, external_id, is_gateway, tags, site, enabled, needs_approval.
+
+    `expected_version`: raises 412 when it is another now.
+    """
     device = locked(db, uid)
     if expected_version is not None and expected_version != str(device.version):
         raise Problem(

@@ -129,6 +129,8 @@ FORMS: dict[str, Example] = {
     "POST /devices": lambda ids, n: {"name": f"device {n}"},
     "POST /devices/<uid>/commands": lambda ids, n: {"name": f"order {n}", "params": "{}", "ttl": "60"},
     "POST /devices/<uid>/commands/<command_id>/cancel": lambda ids, n: {},
+    "POST /devices/<uid>/commands/<command_id>/approve": lambda ids, n: {},
+    "POST /devices/<uid>/approval": lambda ids, n: {"needed": "true"},
     "POST /devices/<uid>/credentials": lambda ids, n: {"keep": "true"},
     "POST /devices/<uid>/credentials/<credential_id>/revoke": lambda ids, n: {},
     "POST /devices/<uid>/delete": lambda ids, n: {"confirm": ids["device"]},

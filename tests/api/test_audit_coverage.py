@@ -19,6 +19,7 @@ ELSEWHERE = {
     "POST /api/v1/auth/mfa/confirm": "tests/api/test_mfa.py",
     "POST /api/v1/auth/mfa/disable": "tests/api/test_mfa.py",
     "POST /api/v1/auth/mfa/recovery-codes": "tests/api/test_mfa.py",
+    "POST /api/v1/devices/<device_id>/commands/<command_id>/approve": "tests/api/test_commands.py",
     "POST /api/v1/auth/password/change": "tests/api/test_passwords.py",
     "DELETE /api/v1/tenants/<tenant_id>/users/<user_id>/mfa": "tests/api/test_mfa.py",
 }

@@ -74,6 +74,9 @@ def test_a_command_has_the_shape_that_programs_build_on(admin: Person, pump: Thi
         "params": {"rpm": 1500, "soft": True},
         "state": "queued",
         "created_by": made["created_by"],
+        "approval": None,
+        "approved_by": None,
+        "approved_at": None,
         "created_at": "",
         "expires_at": "",
         "history": [],
@@ -344,3 +347,74 @@ def test_the_trail_says_who_ordered_and_who_cancelled(admin: Person, pump: Thing
     admin.post(f"/devices/{pump.uid}/commands/{made['id']}/cancel")
     found = factories.rows("SELECT action, actor_uid FROM iiot.audit WHERE object_uid = %s ORDER BY seq", made["id"])
     assert found == [("command.create", admin.user.uid), ("command.cancel", admin.user.uid)]
+
+
+@pytest.fixture
+def press(admin: Person) -> Thing:
+    """A device whose commands need a second person."""
+    thing = make_thing(admin.tenant)
+    assert admin.patch(f"/devices/{thing.uid}", json={"needs_approval": True}).get_json()["needs_approval"] is True
+    return thing
+
+
+def approve(person: Person, made: dict[str, Any]) -> TestResponse:
+    return person.post(f"/devices/{made['device_id']}/commands/{made['id']}/approve")
+
+
+def test_a_second_person_lets_a_command_out(admin: Person, press: Thing, person: Make) -> None:
+    colleague = person("operator", admin.tenant)
+    made = order(admin, press)
+    assert (made["state"], made["approval"], made["approved_by"]) == ("queued", "waiting", None)
+    assert fetch(admin, press) == []
+    assert say(admin, press, made["id"]).status_code == 404, "nobody has told the device of it"
+    check_problem(approve(admin, made), 403, "own-command")
+    found = approve(colleague, made).get_json()
+    assert (found["state"], found["approval"]) == ("queued", "approved")
+    assert found["approved_by"] != found["created_by"]
+    assert found["approved_at"]
+    [entry] = admin.get(f"/audit?action=command.approve&object={made['id']}").get_json()["items"]
+    assert (entry["actor"]["id"], entry["after"]) == (colleague.user.uid, {"approval": "approved"})
+    check_problem(approve(colleague, made), 409, "command-state")
+    [given] = fetch(admin, press)
+    assert given["id"] == made["id"]
+
+
+def test_the_order_is_that_of_the_approvals(admin: Person, press: Thing, person: Make) -> None:
+    colleague = person("operator", admin.tenant)
+    first, second = order(admin, press, name="first"), order(admin, press, name="second")
+    approve(colleague, second)
+    assert [each["name"] for each in fetch(admin, press)] == ["second"]
+    approve(colleague, first)
+    assert [each["name"] for each in fetch(admin, press)] == ["second"], "one after another"
+    assert say(admin, press, second["id"]).status_code == 204
+    assert [each["name"] for each in fetch(admin, press)] == ["first"]
+    waiting = admin.get(f"/devices/{press.uid}/commands?approval=waiting").get_json()
+    assert waiting["items"] == []
+
+
+def test_what_waits_expires_and_is_cancelled_like_any_other(admin: Person, press: Thing, person: Make) -> None:
+    colleague = person("operator", admin.tenant)
+    late, unwanted = order(admin, press), order(admin, press)
+    let_expire(late)
+    check_problem(approve(colleague, late), 409, "command-state")
+    assert admin.post(f"/devices/{press.uid}/commands/{unwanted['id']}/cancel").status_code == 200
+    check_problem(approve(colleague, unwanted), 409, "command-state")
+    assert fetch(admin, press) == []
+
+
+def test_a_key_approves_nothing_and_viewers_neither(admin: Person, press: Thing, person: Make) -> None:
+    made = order(admin, press)
+    check_problem(approve(person("viewer", admin.tenant), made), 403, "forbidden")
+    key = person("engineer", admin.tenant).post("/api-keys", json={"name": "robot"}).get_json()
+    answer = admin.client.post(
+        f"/api/v1/devices/{press.uid}/commands/{made['id']}/approve",
+        headers={"Authorization": f"Bearer {key['key']}"},
+    )
+    check_problem(answer, 403, "not-for-keys")
+
+
+def test_what_waits_when_the_device_stops_asking_still_waits(admin: Person, press: Thing) -> None:
+    order(admin, press, name="early")
+    admin.patch(f"/devices/{press.uid}", json={"needs_approval": False})
+    order(admin, press, name="later")
+    assert [each["name"] for each in fetch(admin, press)] == ["later"]

@@ -2,7 +2,8 @@
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Account, Watch
+from tests.browser.conftest import PASSWORD, Account, Watch, sign_in
+from tests.browser.test_team_pages import come
 
 
 def test_a_command_is_sent_and_moves_live_until_the_device_has_answered(page: Page, account: Account) -> None:
@@ -22,10 +23,10 @@ def test_a_command_is_sent_and_moves_live_until_the_device_has_answered(page: Pa
     assert (given["name"], given["params"]) == ("set-speed", {"rpm": 1500})
     expect(row.locator(".state").first).to_have_text("Sent")
     row.get_by_text("Details").click()
-    expect(row.locator(".timeline li")).to_have_count(2)
+    expect(row.locator(".timeline .state")).to_have_count(2)
     account.call("POST", f"/commands/{given['id']}/result", {"status": "done", "result": {"rpm": 1498}}, own)
     expect(row.locator(".state").first).to_have_text("Done")
-    expect(row.locator(".timeline li")).to_have_count(4)
+    expect(row.locator(".timeline .state")).to_have_count(4)
     expect(row.locator("details")).to_have_attribute("open", "")
     expect(row.get_by_label("Answer")).to_contain_text("1498")
     expect(row.get_by_role("button", name="Cancel")).to_have_count(0)
@@ -52,3 +53,31 @@ def test_wrong_parameters_are_said_at_the_field_and_nothing_is_lost(page: Page, 
     expect(page.get_by_label("Parameters")).to_have_value("rpm: 1500")
     expect(page.get_by_label("Give up after")).to_have_value("60")
     expect(page.locator("[data-command]")).to_have_count(0)
+
+
+def test_a_second_person_approves_a_command(page: Page, account: Account, watch: Watch) -> None:
+    watch.expected_status.add(403)
+    device = account.add_device("Press")
+    own = (device["id"], device["token"])
+    page.goto(f"/devices/{device['id']}/settings")
+    page.get_by_role("button", name="Ask for approval").click()
+    expect(page.get_by_text("Commands of this device now need a second person.")).to_be_visible()
+    page.goto(f"/devices/{device['id']}/commands")
+    page.get_by_label("Name").fill("close")
+    page.get_by_role("button", name="Send").click()
+    row = page.locator("[data-command]")
+    expect(row).to_contain_text("waits for a second person")
+    expect(row.get_by_role("button", name="Approve")).to_have_count(0)
+    assert account.call("GET", "/commands", basic=own)["items"] == []
+    colleague = come(account, f"/tenants/{account.call('GET', '/auth/me')['tenant']['id']}", "operator")
+    other = watch.open(390, "dark", anonymous=True)
+    sign_in(other, account.url, colleague.email, PASSWORD)
+    expect(other).to_have_url(f"{account.url}/")
+    other.goto(f"/devices/{device['id']}/commands")
+    other.get_by_role("button", name="Approve close").click()
+    other.get_by_text("Details").click()
+    expect(other.locator(".timeline")).to_contain_text(f"Asked by {account.email}")
+    expect(other.locator(".timeline")).to_contain_text(f"Approved by {colleague.email}")
+    expect(other.locator("[data-command]")).not_to_contain_text("waits for")
+    [given] = account.call("GET", "/commands", basic=own)["items"]
+    assert given["name"] == "close"
