@@ -5,7 +5,7 @@ device does, and calls `ledger.acknowledge(number)` when its protocol has said "
 `with ledger.fault():` and ends with `ledger.check()`. Each number is one reading with a time of its own, so a message
 that comes twice is seen: as a reading that is there once.
 
-IIOT_FAULT_RATE (messages a second, 2,000) and IIOT_FAULT_SECONDS (5) say how hard and how long.
+IIOT_FAULT_RATE (messages a second, 2,000) and IIOT_FAULT_SECONDS (3) say how hard and how long.
 """
 
 import os
@@ -21,7 +21,7 @@ from tests import factories
 from tests.services import eventually
 
 RATE = int(os.environ.get("IIOT_FAULT_RATE", "2000"))
-SECONDS = float(os.environ.get("IIOT_FAULT_SECONDS", "5"))
+SECONDS = float(os.environ.get("IIOT_FAULT_SECONDS", "3"))
 # What the issue allows from the moment that the victim is back until a message sent after it is acknowledged.
 RECOVERY_SECONDS = 30.0
 

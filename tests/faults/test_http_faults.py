@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import http.client
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from tests.live import WebServer
 from tests.services import PostgresServer
 
 SENDERS = 8
+# Messages in one request, as a gateway sends them: two thousand requests a second are more than two cores answer.
+TOGETHER = 10
 
 
 @pytest.fixture
@@ -40,10 +43,14 @@ class Poster:
 
     def __call__(self, ledger: Ledger) -> None:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=40)) as connection:
-            for number in ledger.paced():
-                while not self.stored(connection, ledger.payload(number)) and not ledger.stop.wait(0.1):
-                    pass
-                ledger.acknowledge(number)
+            numbers = ledger.paced()
+            while batch := list(itertools.islice(numbers, TOGETHER)):
+                payload = b"[" + b",".join(map(ledger.payload, batch)) + b"]"
+                while not self.stored(connection, payload):
+                    if ledger.stop.wait(0.1):
+                        return
+                for number in batch:
+                    ledger.acknowledge(number)
 
     def stored(self, connection: http.client.HTTPConnection, payload: bytes) -> bool:
         """Whether the answer was 200; anything else, or none, is no promise."""

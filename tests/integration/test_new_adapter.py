@@ -1,6 +1,7 @@
 """Adding an adapter takes one file, its settings and its heading: the example becomes the next one in a copy of the repository."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,4 +49,4 @@ def test_an_adapter_is_one_file_and_one_heading(copy: Path) -> None:
     assert f"{NAME}    Files" in run(copy, "protocols", "list").stdout
     passed = run(copy, *suite, "tests/architecture/test_adapters.py", "tests/integration/test_protocols.py")
     assert passed.returncode == 0, passed.stdout + passed.stderr
-    assert "15 passed" in passed.stdout, passed.stdout
+    assert re.search(r"^1[5-9] passed", passed.stdout, re.MULTILINE), passed.stdout
