@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib
-import pkgutil
+import re
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Final
 
 import click
 import structlog
@@ -16,16 +18,25 @@ import protocols
 from iiot import config, logs
 from protocols.base import AdapterError
 
+# What makes a module of this package an adapter, see `protocols.base`; the others have no such line.
+_OFFER: Final = re.compile(r"^NAME\b[^\n=]*=", re.MULTILINE)
 
-def adapters() -> dict[str, ModuleType]:
-    """Every adapter: the modules of this package that offer `make`."""
-    found: dict[str, ModuleType] = {}
-    for info in pkgutil.iter_modules(protocols.__path__):
-        if info.name not in ("base", "buckets", "devices", "runner", "__main__"):
-            module = importlib.import_module(f"protocols.{info.name}")
-            if hasattr(module, "make"):
-                found[info.name] = module
-    return found
+
+def names() -> list[str]:
+    """The adapters of this package, by looking into its files: those of the others are not even imported."""
+    files = [path for folder in protocols.__path__ for path in Path(folder).glob("*.py")]
+    return sorted(path.stem for path in files if path.stem != "__main__" and _OFFER.search(path.read_text("utf-8")))
+
+
+def adapter(name: str) -> ModuleType:
+    """The module of one adapter. Raises AdapterError when it does not offer what `protocols.base` asks for."""
+    module = importlib.import_module(f"protocols.{name}")
+    missing = [each for each in ("DESCRIPTION", "make") if not hasattr(module, each)]
+    if missing or name != module.NAME:
+        raise AdapterError(
+            f"protocols/{name}.py is no adapter: {' and '.join(missing) or 'a NAME equal to its own'} is missing"
+        )
+    return module
 
 
 @click.group()
@@ -36,18 +47,18 @@ def main() -> None:
 @main.command("list")
 def list_adapters() -> None:
     """Say which adapters there are."""
-    for name, module in adapters().items():
-        click.echo(f"{name:8} {module.DESCRIPTION}")
+    for name in names():
+        click.echo(f"{name:8} {adapter(name).DESCRIPTION}")
 
 
-_name = click.argument("name", type=click.Choice(sorted(adapters())))
+_name = click.argument("name", type=click.Choice(names()))
 
 
 @main.command()
 @_name
 def check(name: str) -> None:
     """Connect once and say whether the adapter could work."""
-    adapters()[name].make(config.load()).check()
+    adapter(name).make(config.load()).check()
     click.echo(f"{name}: ok")
 
 
@@ -59,7 +70,7 @@ def run(name: str) -> None:
 
     settings = config.load()
     logs.setup(f"protocol-{name}", settings)
-    adapter = adapters()[name].make(settings)
+    made = adapter(name).make(settings)
     runner = Runner(name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())
@@ -68,7 +79,7 @@ def run(name: str) -> None:
     gc.set_threshold(200_000, 50, 100)
     # The writer asks for the interpreter after every answer of the database; it shall not wait five milliseconds for the reader each time.
     sys.setswitchinterval(0.0005)
-    runner.run(adapter)
+    runner.run(made)
     structlog.get_logger("protocols").info("stopped", protocol=name)
 
 
@@ -80,7 +91,7 @@ def run(name: str) -> None:
 def send(name: str, uid: str, token: str, payload: str) -> None:
     """Send one telemetry PAYLOAD as a device, '-' reads it from standard input."""
     content = sys.stdin.buffer.read() if payload == "-" else payload.encode()
-    adapters()[name].make(config.load()).send(uid, token, content)
+    adapter(name).make(config.load()).send(uid, token, content)
     click.echo("sent")
 
 

@@ -137,6 +137,17 @@ def front_end() -> None:
             VENDOR.mkdir(parents=True, exist_ok=True)
 
 
+def foreign_clients() -> None:
+    """Clients from npm that the tests use, each in an environment of its own."""
+    for lock in sorted((ROOT / "tests" / "foreign").glob("*/package-lock.json")):
+        modules = lock.parent / "node_modules"
+        with stamped(modules / ".setup", digest(lock), f"Installing {lock.parent.relative_to(ROOT)}") as needed:
+            if needed:
+                options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
+                run([*npm_command(), "ci", "--prefix", str(lock.parent), *options])
+                modules.mkdir(exist_ok=True)
+
+
 def root_prefix() -> list[str] | None:
     """How to run a program as root without asking anybody; None when that is not possible."""
     if os.geteuid() == 0:
@@ -235,6 +246,7 @@ def main() -> int:
         broker()
         if "--tests" in sys.argv:
             test_programs()
+            foreign_clients()
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -15,12 +15,18 @@ from xdist.scheduler import LoadScopeScheduling
 from iiot.config import Settings
 from iiot.embedded import postgres as embedded_postgres
 from tests import services
+from tests.foreign_clients import ForeignClients
 
 hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
 
 
 # Where the long tests are; processes that begin with them end at about the same time.
 LONG = ("faults", "browser", "integration")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count the foreign clients, here and in the process that hands the tests out."""
+    config.pluginmanager.register(ForeignClients(), "foreign-clients")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

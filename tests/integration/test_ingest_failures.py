@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -12,7 +11,7 @@ from iiot.clock import now_ms
 from iiot.config import Settings
 from iiot.services.ingest import ingest
 from tests import factories, services
-from tests.factories import make_device, make_tenant, message, refused, rows, store
+from tests.factories import failing_commits, make_device, make_tenant, message, refused, rows, store
 
 pytestmark = pytest.mark.usefixtures("settings")
 
@@ -26,35 +25,17 @@ def contents() -> dict[str, int]:
 NOTHING = dict.fromkeys(TABLES, 0)
 
 
-@pytest.fixture
-def failing_commit(request: pytest.FixtureRequest, settings: Settings) -> Iterator[None]:
-    """A deferred trigger that does `request.param` when everything has been written and COMMIT is under way."""
-    rows(
-        "CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS "
-        f"$$ BEGIN {request.param}; RETURN NULL; END $$"
-    )
-    rows(
-        "CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON iiot.telemetry DEFERRABLE INITIALLY DEFERRED "
-        "FOR EACH ROW EXECUTE FUNCTION public.fail()"
-    )
-    yield
-    rows("DROP TRIGGER IF EXISTS fail ON iiot.telemetry")
-
-
 @pytest.mark.parametrize(
-    "failing_commit",
-    ["RAISE EXCEPTION 'the disk is full'", "PERFORM pg_terminate_backend(pg_backend_pid())"],
-    indirect=True,
+    "action", ["RAISE EXCEPTION 'the disk is full'", "PERFORM pg_terminate_backend(pg_backend_pid())"]
 )
-@pytest.mark.usefixtures("failing_commit")
-def test_a_failed_commit_raises_and_leaves_nothing_and_the_same_batch_is_stored_later() -> None:
+def test_a_failed_commit_raises_and_leaves_nothing_and_the_same_batch_is_stored_later(action: str) -> None:
     device = make_device(make_tenant())
     batch = [message(device.uid, (now_ms(), {"a": 1.0, "b": "x"})), refused(device.uid)]
-    for _ in range(2):
-        with pytest.raises(DBAPIError):
-            ingest(batch)
-        assert contents() == NOTHING
-    rows("DROP TRIGGER fail ON iiot.telemetry")
+    with failing_commits(action):
+        for _ in range(2):
+            with pytest.raises(DBAPIError):
+                ingest(batch)
+            assert contents() == NOTHING
     outcomes = ingest(batch)
     assert (outcomes.stored, [outcome.status for outcome in outcomes]) == (2, ["stored", "rejected"])
     assert contents() == {"telemetry": 2, "telemetry_batch": 1, "signal": 2, "rejected_message": 1}

@@ -15,7 +15,6 @@ from paho.mqtt.enums import CallbackAPIVersion
 from iiot import clock
 from iiot.config import Settings
 from protocols import mqtt, mqtt_stream
-from protocols.__main__ import adapters
 from protocols.base import AdapterError, ConnectionLost, Message, Outcome
 from tests import factories, services
 from tests.integration.mqtt_devices import AdapterProcess, Device, adapter, connection, online
@@ -307,10 +306,3 @@ def test_check_and_send_work(mosquitto: MosquittoServer, pump: Device, settings:
 def test_the_seam_in_paho_is_where_the_stream_expects_it() -> None:
     assert "_create_socket" in Client.__dict__
     assert mqtt_stream.StreamClient._create_socket is not Client._create_socket
-
-
-def test_the_adapters_are_found() -> None:
-    assert "mqtt" in adapters()
-    for name, module in adapters().items():
-        assert name == module.NAME
-        assert module.DESCRIPTION
