@@ -20,9 +20,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 Kind = Literal["telemetry", "status", "result", "other"]
+
+RECEIPT: Final = ("code", "reason", "limit", "allowed", "retry_after")
 
 
 class AdapterError(Exception):
@@ -37,7 +39,8 @@ class ConnectionLost(Exception):
 class Refusal:
     """Why a message, or one reading of it (`index`, `key`), was not stored. The fields of CONTRACT 5 `down/error`.
 
-    `retry_after` is in seconds; None means that sending the same again is pointless.
+    `limit` is the name of the limit that was passed and `allowed` its value, None where no limit is at fault. `retry_after`
+    is in seconds; None means that sending the same again is pointless.
     """
 
     code: str
@@ -46,6 +49,19 @@ class Refusal:
     retry_after: int | None = None
     index: int | None = None
     key: str | None = None
+    allowed: int | float | str | None = None
+
+    def receipt(self) -> dict[str, Any]:
+        """What the device reads of it, in every protocol that carries JSON: the same names everywhere."""
+        told: dict[str, Any] = {name: getattr(self, name) for name in RECEIPT}
+        return told | {name: value for name in ("key", "index") if (value := getattr(self, name)) is not None}
+
+    def text(self) -> str:
+        """The same in a line, for protocols that carry text: `code: reason (limit …, allowed …, retry after … s)`."""
+        known = [("limit", self.limit), ("allowed", self.allowed), ("retry after", self.retry_after)]
+        named = ", ".join(f"{name} {value}" for name, value in known if value is not None)
+        named += " s" if self.retry_after is not None else ""
+        return f"{self.code}: {self.reason}" + (f" ({named})" if named else "")
 
 
 @dataclass(frozen=True, slots=True)

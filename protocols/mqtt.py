@@ -293,18 +293,7 @@ class _Connection:
 
     def _tell_refusals(self, message: Message, refusals: tuple[Refusal, ...]) -> None:
         for refusal in refusals[:TOLD_PER_MESSAGE]:
-            notice: dict[str, Any] = {
-                "code": refusal.code,
-                "reason": refusal.reason,
-                "limit": refusal.limit,
-                "retry_after": refusal.retry_after,
-                "topic": message.topic,
-            }
-            if refusal.key is not None:
-                notice["key"] = refusal.key
-            if refusal.index is not None:
-                notice["index"] = refusal.index
-            self._tell(message.uid, "error", notice)
+            self._tell(message.uid, "error", refusal.receipt() | {"topic": message.topic})
 
     def _tell(self, uid: str, word: str, notice: dict[str, Any]) -> None:
         self.client.publish(f"iiot/{uid}/down/{word}", json.dumps(notice, ensure_ascii=False), qos=1)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
@@ -351,5 +352,5 @@ class _Halving:
         message = self.messages[place]
         log.error("message not storable", uid=message.uid, topic=message.topic, error=f"{error}"[:500])
         refusal = PayloadError("not-storable", "the message could not be stored; the operator of the portal finds why")
-        kept = Incoming(message.uid, None, refusal, message.protocol, message.topic, message.payload)
+        kept = replace(message, parsed=None, error=refusal)
         self.results[place] = self.store.ingest([kept])[0]
