@@ -60,7 +60,7 @@ def run(name: str) -> None:
     settings = config.load()
     logs.setup(f"protocol-{name}", settings)
     adapter = adapters()[name].make(settings)
-    runner = Runner(name)
+    runner = Runner(name, late_after=settings.late_after)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())
     # Thousands of messages are alive at any moment and none is in a cycle: with the default the collector takes a third of the time.

@@ -106,17 +106,18 @@ class Message:
     - `kind`: "telemetry", "status", "result" for the answer to the command `command_id`, or "other" for what the portal
       does not know;
     - `topic`: where it was sent, for people who look for the reason of a rejection;
-    - `settle(message, outcome)`: called exactly once, after the commit, from the runner's writer thread, in the order
-      of delivery. Never called when the commit failed: the runner tries again, and after a crash the protocol
-      redelivers. It must not block and must not raise; after the connection has ended it must do nothing;
+    - `settle(message, outcome)`: called exactly once, after the commit, from a writer thread of the runner and never from
+      two at once, in the order of delivery unless the adapter has `any_order`. Never called when the commit failed: the
+      runner tries again, and after a crash the protocol redelivers. It must not block and must not raise; after the
+      connection has ended it must do nothing;
     - `receipt`: the adapter's own note for settling;
     - `retained`: an old state that the broker repeats, not news;
-    - `prepared`: the runner's own note, the message as the service takes it;
+    - `prepared`: the runner's own note, the message as the service takes it; `late`: its note that all of it is old;
     - `received_ms`: when it came, in milliseconds since the epoch; the time of readings that bring none.
     """
 
     __slots__ = (
-        "command_id", "content_type", "kind", "payload", "prepared", "receipt", "received_ms", "retained", "settle", "topic", "uid",
+        "command_id", "content_type", "kind", "late", "payload", "prepared", "receipt", "received_ms", "retained", "settle", "topic", "uid",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913, PLR0917 - a record; keyword arguments would cost a tenth of the whole message's time
@@ -139,6 +140,7 @@ class Message:
         self.content_type = content_type
         self.retained = retained
         self.command_id: str | None = None
+        self.late = False
         self.prepared: Any = None
         self.received_ms = time.time_ns() // 1_000_000
 
@@ -174,7 +176,12 @@ class Inbox(Protocol):
 
 
 class Adapter(Protocol):
-    """One protocol. Made by the module's `make`. One that can take commands to devices is a `Commander`, too."""
+    """One protocol. Made by the module's `make`. One that can take commands to devices is a `Commander`, too.
+
+    Late data is stored beside live data and may be stored later. One that has `any_order = True` gets each outcome as soon as
+    it is known, perhaps from two threads at once; any other gets them in the order of delivery, so outcomes wait for those
+    of late messages before them.
+    """
 
     def check(self) -> None:
         """Connect once and leave, without taking messages. Raises AdapterError with what to do when it cannot."""

@@ -96,6 +96,8 @@ def make(settings: Any) -> CoapAdapter:
 class CoapAdapter:
     """See `protocols.base.Adapter`."""
 
+    any_order = True
+
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port

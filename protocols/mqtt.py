@@ -40,7 +40,8 @@ CLIENT_ID: Final = "iiot-adapter"
 SUBSCRIPTION: Final = "iiot/+/up/#"
 STATUS_TOPIC: Final = "iiot/service/mqtt/status"
 NEVER_EXPIRES: Final = 0xFFFFFFFF
-RECEIVE_MAXIMUM: Final = 20_000
+# Acknowledgements go out in the order of delivery (MQTT 5 section 4.6), so those of live data wait for late data before it.
+RECEIVE_MAXIMUM: Final = 65_535
 CONNECT_SECONDS: Final = 10.0
 # How long the loop sleeps when nothing happens; also the longest time until it sees `stop`.
 TICK_SECONDS: Final = 0.25
