@@ -148,6 +148,12 @@ class Settings(BaseSettings):
         100, ge=1, description="HTTP telemetry: messages a second of one device in the long run; more are answered 429."
     )
     device_burst: int = Field(6000, ge=1, description="HTTP telemetry: messages one device may send at once.")
+    late_after: int = Field(
+        600,
+        ge=60,
+        le=86400,
+        description="Seconds after which a reading counts as late: it is stored beside live data and not told live.",
+    )
     device_offline_after: int = Field(
         300, ge=10, le=86400, description="Seconds of silence after which a device counts as offline."
     )

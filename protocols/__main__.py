@@ -72,6 +72,10 @@ def run(name: str) -> None:
     logs.setup(f"protocol-{name}", settings)
     made = adapter(name).make(settings)
     runner = Runner(name)
+=======
+    adapter = adapters()[name].make(settings)
+    runner = Runner(name, late_after=settings.late_after)
+    runner = Runner(name, late_after=settings.late_after)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())
     # Thousands of messages are alive at any moment and none is in a cycle: with the default the collector takes a third of the time.

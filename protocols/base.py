@@ -20,9 +20,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 Kind = Literal["telemetry", "status", "result", "other"]
+
+RECEIPT: Final = ("code", "reason", "limit", "allowed", "retry_after")
 
 
 class AdapterError(Exception):
@@ -37,7 +39,8 @@ class ConnectionLost(Exception):
 class Refusal:
     """Why a message, or one reading of it (`index`, `key`), was not stored. The fields of CONTRACT 5 `down/error`.
 
-    `retry_after` is in seconds; None means that sending the same again is pointless.
+    `limit` is the name of the limit that was passed and `allowed` its value, None where no limit is at fault. `retry_after`
+    is in seconds; None means that sending the same again is pointless.
     """
 
     code: str
@@ -46,6 +49,19 @@ class Refusal:
     retry_after: int | None = None
     index: int | None = None
     key: str | None = None
+    allowed: int | float | str | None = None
+
+    def receipt(self) -> dict[str, Any]:
+        """What the device reads of it, in every protocol that carries JSON: the same names everywhere."""
+        told: dict[str, Any] = {name: getattr(self, name) for name in RECEIPT}
+        return told | {name: value for name in ("key", "index") if (value := getattr(self, name)) is not None}
+
+    def text(self) -> str:
+        """The same in a line, for protocols that carry text: `code: reason (limit …, allowed …, retry after … s)`."""
+        known = [("limit", self.limit), ("allowed", self.allowed), ("retry after", self.retry_after)]
+        named = ", ".join(f"{name} {value}" for name, value in known if value is not None)
+        named += " s" if self.retry_after is not None else ""
+        return f"{self.code}: {self.reason}" + (f" ({named})" if named else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +106,18 @@ class Message:
     - `kind`: "telemetry", "status", "result" for the answer to the command `command_id`, or "other" for what the portal
       does not know;
     - `topic`: where it was sent, for people who look for the reason of a rejection;
-    - `settle(message, outcome)`: called exactly once, after the commit, from the runner's writer thread, in the order
-      of delivery. Never called when the commit failed: the runner tries again, and after a crash the protocol
-      redelivers. It must not block and must not raise; after the connection has ended it must do nothing;
+    - `settle(message, outcome)`: called exactly once, after the commit, from a writer thread of the runner and never from
+      two at once, in the order of delivery unless the adapter has `any_order`. Never called when the commit failed: the
+      runner tries again, and after a crash the protocol redelivers. It must not block and must not raise; after the
+      connection has ended it must do nothing;
     - `receipt`: the adapter's own note for settling;
     - `retained`: an old state that the broker repeats, not news;
-    - `prepared`: the runner's own note, the message as the service takes it;
+    - `prepared`: the runner's own note, the message as the service takes it; `late`: its note that all of it is old;
     - `received_ms`: when it came, in milliseconds since the epoch; the time of readings that bring none.
     """
 
     __slots__ = (
-        "command_id", "content_type", "kind", "payload", "prepared", "receipt", "received_ms", "retained", "settle", "topic", "uid",
+        "command_id", "content_type", "kind", "late", "payload", "prepared", "receipt", "received_ms", "retained", "settle", "topic", "uid",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913, PLR0917 - a record; keyword arguments would cost a tenth of the whole message's time
@@ -123,6 +140,7 @@ class Message:
         self.content_type = content_type
         self.retained = retained
         self.command_id: str | None = None
+        self.late = False
         self.prepared: Any = None
         self.received_ms = time.time_ns() // 1_000_000
 
@@ -158,7 +176,12 @@ class Inbox(Protocol):
 
 
 class Adapter(Protocol):
-    """One protocol. Made by the module's `make`. One that can take commands to devices is a `Commander`, too."""
+    """One protocol. Made by the module's `make`. One that can take commands to devices is a `Commander`, too.
+
+    Late data is stored beside live data and may be stored later. One that has `any_order = True` gets each outcome as soon as
+    it is known, perhaps from two threads at once; any other gets them in the order of delivery, so outcomes wait for those
+    of late messages before them.
+    """
 
     def check(self) -> None:
         """Connect once and leave, without taking messages. Raises AdapterError with what to do when it cannot."""

@@ -96,6 +96,8 @@ def make(settings: Any) -> CoapAdapter:
 class CoapAdapter:
     """See `protocols.base.Adapter`."""
 
+    any_order = True
+
     def __init__(self, host: str, port: int) -> None:
         self.host = host
         self.port = port
@@ -162,7 +164,13 @@ class _Refused(Exception):
 
 def _refusal(refusal: Refusal, known: bool) -> _Refused:
     code = CODES.get(refusal.code, codes.BAD_REQUEST)
-    return _Refused(code, f"{refusal.code}: {refusal.reason}", known, refusal.retry_after)
+    return _Refused(code, refusal.text(), known, refusal.retry_after)
+
+
+def _too_often(wait: float) -> Refusal:
+    """The refusal of a source that asks too often; there is room again in `wait` seconds."""
+    reason = "too many requests of this address"
+    return Refusal("rate-limited", reason, "requests_per_second", math.ceil(wait), allowed=SOURCE_RATE)
 
 
 class _Server:
@@ -224,7 +232,7 @@ class _Server:
     async def _answer(self, request: Any) -> Any:
         wait = self.sources.take(request.remote.address[0])
         if wait:
-            raise _Refused(codes.TOO_MANY_REQUESTS, "too many requests of this address", max_age=math.ceil(wait))
+            raise _refusal(_too_often(wait), known=False)
         if self.leaving or len(self.tasks) > MOST_AT_ONCE:
             raise _Refused(codes.SERVICE_UNAVAILABLE, "too much at once", max_age=RETRY_SECONDS)
         _check_options(request)
@@ -363,10 +371,7 @@ def _told(outcome: Outcome) -> Any:
     if outcome.refusals and not outcome.accepted:
         raise _refusal(outcome.refusals[0], known=True)
     answer = aiocoap.Message(code=codes.CHANGED)
-    told = [
-        {"code": each.code, "reason": each.reason, "key": each.key, "index": each.index}
-        for each in outcome.refusals[:TOLD_PER_MESSAGE]
-    ]
+    told = [each.receipt() for each in outcome.refusals[:TOLD_PER_MESSAGE]]
     while told:
         notice = {"accepted": outcome.accepted, "refused": len(outcome.refusals), "refusals": told}
         answer.payload = json.dumps(notice, ensure_ascii=False, separators=(",", ":")).encode()

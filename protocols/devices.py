@@ -39,6 +39,16 @@ log = structlog.get_logger("protocols")
 _WRONG: Final = Refusal("unauthorized", "the device uid or token is wrong")
 
 
+def _limited(wait: float, of_source: float) -> Refusal:
+    """The refusal of somebody who has failed too often: so many seconds for the device at this source, and for the source."""
+    name, most = ("device-sign-in", FAILURES_OF_DEVICE)
+    if of_source > wait:
+        name, most = ("device-sign-in-address", FAILURES_OF_SOURCE)
+    seconds = math.ceil(max(wait, of_source))
+    reason = f"too many failed attempts, try again in {seconds} s"
+    return Refusal("rate-limited", reason, name, seconds, allowed=f"{most} failures a minute")
+
+
 class Devices:
     """The devices of all tenants, for one adapter. May be used from any thread."""
 
@@ -73,11 +83,10 @@ class Devices:
         if remembered is not None and remembered[1] > time.time():
             return remembered[0]
         place = f"{uid[:LONGEST_UID]} {source}"
-        wait = max(self._failures.wait(place), self._failures_of_source.wait(source))
-        if wait > 0:
+        wait, of_source = self._failures.wait(place), self._failures_of_source.wait(source)
+        if max(wait, of_source) > 0:
             self._count("limited")
-            seconds = math.ceil(wait)
-            return Refusal("rate-limited", f"too many failed attempts, try again in {seconds} s", None, seconds)
+            return _limited(wait, of_source)
         mark = self._proved.mark()
         try:
             proof = self._ask(uid, token)

@@ -40,7 +40,8 @@ CLIENT_ID: Final = "iiot-adapter"
 SUBSCRIPTION: Final = "iiot/+/up/#"
 STATUS_TOPIC: Final = "iiot/service/mqtt/status"
 NEVER_EXPIRES: Final = 0xFFFFFFFF
-RECEIVE_MAXIMUM: Final = 20_000
+# Acknowledgements go out in the order of delivery (MQTT 5 section 4.6), so those of live data wait for late data before it.
+RECEIVE_MAXIMUM: Final = 65_535
 CONNECT_SECONDS: Final = 10.0
 # How long the loop sleeps when nothing happens; also the longest time until it sees `stop`.
 TICK_SECONDS: Final = 0.25
@@ -293,18 +294,7 @@ class _Connection:
 
     def _tell_refusals(self, message: Message, refusals: tuple[Refusal, ...]) -> None:
         for refusal in refusals[:TOLD_PER_MESSAGE]:
-            notice: dict[str, Any] = {
-                "code": refusal.code,
-                "reason": refusal.reason,
-                "limit": refusal.limit,
-                "retry_after": refusal.retry_after,
-                "topic": message.topic,
-            }
-            if refusal.key is not None:
-                notice["key"] = refusal.key
-            if refusal.index is not None:
-                notice["index"] = refusal.index
-            self._tell(message.uid, "error", notice)
+            self._tell(message.uid, "error", refusal.receipt() | {"topic": message.topic})
 
     def _tell(self, uid: str, word: str, notice: dict[str, Any]) -> None:
         self.client.publish(f"iiot/{uid}/down/{word}", json.dumps(notice, ensure_ascii=False), qos=1)

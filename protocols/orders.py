@@ -99,4 +99,6 @@ def take_answers(protocol: str, batch: Sequence[Message], places: Sequence[int])
     ]
     for place, message, error in zip(places, messages, command_delivery.take_all(answers), strict=True):
         if error is not None:
-            yield place, Incoming(message.uid, None, error, protocol, message.topic, message.payload)
+            incoming = Incoming(message.uid, None, error, protocol, message.topic, message.payload)
+            incoming.received_ms = message.received_ms
+            yield place, incoming

@@ -2,7 +2,8 @@
 
 The adapter's thread delivers, which parses, and waits while the queue is full; so the socket is not read and the sender
 feels it. The writer takes what is there (up to BATCH messages, or what LINGER_SECONDS bring), stores it in one commit and
-only then settles, in the order of arrival. A failed commit settles nothing: the same batch is tried again. A batch that
+only then settles, in the order of arrival. Messages that hold nothing but old readings take a lane of their own, see
+`protocols.lanes`. A failed commit settles nothing: the same batch is tried again. A batch that
 the database refuses for its content is halved until the message at fault is alone; that one is kept as rejected.
 """
 
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 import structlog
@@ -22,11 +24,12 @@ from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from iiot import clock
 from iiot.payloads import PayloadError
 from iiot.services import ingest
-from iiot.services.ingest import Incoming, Outcomes, StatusEvent
+from iiot.services.ingest import Incoming, Outcomes, StatusEvent, is_late
 from iiot.services.ingest import Outcome as Result
 from protocols import translate
 from protocols.base import Adapter, Commander, ConnectionLost, Message, Outcome
 from protocols.devices import Devices
+from protocols.lanes import LONGEST_REST, LateQueue, Line
 from protocols.orders import Orders, take_answers
 
 BATCH: Final = 4_000
@@ -75,7 +78,7 @@ log = structlog.get_logger("protocols")
 class Store(Protocol):
     """What the writer needs of `iiot.services.ingest`: each call is one commit and raises when it failed."""
 
-    def ingest(self, messages: Sequence[Incoming], /) -> Outcomes:
+    def ingest(self, messages: Sequence[Incoming], /, *, late: bool = False) -> Outcomes:
         """Store telemetry; one outcome per message, in order."""
 
     def status(self, changes: Sequence[StatusEvent], /) -> None:
@@ -91,7 +94,8 @@ def pause_after(failures: int) -> float:
 class Runner:
     """Runs one adapter until it is stopped. Implements `protocols.base.Inbox`."""
 
-    def __init__(self, name: str, store: Store = ingest) -> None:
+    def __init__(self, name: str, store: Store = ingest, late_after: int = 600) -> None:
+        """`late_after`: seconds after which a reading is late."""
         self.name = name
         self.store = store
         self.stop = threading.Event()
@@ -109,8 +113,13 @@ class Runner:
         self._failures = 0
         self._times: dict[str, int] = {}
         self._orders: Orders | None = None
+        self._late_ms = late_after * 1000
+        self._late = LateQueue(name)
+        self._line = Line(name)
         self._writer = threading.Thread(target=self._write_all, name=f"{name}-writer", daemon=True)
+        self._late_writer = threading.Thread(target=self._write_late, name=f"{name}-late", daemon=True)
         self._writer.start()
+        self._late_writer.start()
 
     # The adapter's side.
 
@@ -121,7 +130,10 @@ class Runner:
         """
         self._separate(message)
         if message.kind not in ("status", "result"):
-            message.prepared = translate.incoming(message, self.name)
+            message.prepared = prepared = translate.incoming(message, self.name)
+            if is_late(prepared.parsed, message.received_ms - self._late_ms):
+                message.late = True
+                self._late.wait_for_room()
         queue = self._queue
         queue.append(message)
         waiting = len(queue)
@@ -150,6 +162,7 @@ class Runner:
     def run(self, adapter: Adapter) -> None:
         """Keep the adapter connected until `stop` is set. AdapterError goes through to the caller."""
         connected.labels(self.name).set(0)
+        self._line.is_free = getattr(adapter, "any_order", False)
         if isinstance(adapter, Commander):
             self._orders = Orders(self.name, adapter, self.stop)
             self._orders.start()
@@ -173,12 +186,34 @@ class Runner:
     def _write_all(self) -> None:
         try:
             while batch := self._take():
-                self._store_stubbornly(batch)
+                if live := self._divert(batch):
+                    self._store_stubbornly(live)
         finally:
             # Should the writer ever die of a defect, the process ends, and its supervisor starts it again.
             self.stop.set()
+            self._late.close()
+            self._late_writer.join(max(0.0, min(self._finish_by - time.monotonic(), FINISH_SECONDS)))
             self._done.set()
             self._room.set()
+
+    def _write_late(self) -> None:
+        """The writer of the lane of late data: small commits, and a rest after each while the runner is not stopped."""
+        try:
+            while batch := self._late.take():
+                started = time.monotonic()
+                self._store_stubbornly(batch, late=True)
+                self.stop.wait(min(LONGEST_REST, time.monotonic() - started))
+        finally:
+            self.stop.set()
+
+    def _divert(self, batch: list[Message], ahead: Sequence[Message] = ()) -> list[Message]:
+        """The live messages of a batch; late ones go to their lane. `ahead`: see `Line.enter`."""
+        self._line.enter(batch, ahead)
+        late = [message for message in batch if message.late]
+        if not late:
+            return batch
+        self._late.put(late)
+        return [message for message in batch if not message.late]
 
     def _take(self) -> list[Message]:
         """The next batch; empty when the runner is stopped and nothing is left."""
@@ -213,12 +248,12 @@ class Runner:
             self._filled.wait(seconds)
         self._wake_at = QUEUE * 2
 
-    def _store_stubbornly(self, batch: list[Message]) -> None:
+    def _store_stubbornly(self, batch: list[Message], *, late: bool = False) -> None:
         """Until it is stored; or until the runner is stopped and the time is over: then nobody is acknowledged."""
         failures = 0
         while True:
             try:
-                outcomes = self._store(batch)
+                outcomes = self._store(batch, late=late)
                 break
             except Exception as error:
                 failures += 1
@@ -232,17 +267,18 @@ class Runner:
                     retry_in=round(pause, 2),
                 )
                 if not self._may_retry(pause):
-                    self._queue.clear()
+                    self._late.close(give_up=True)
+                    if not late:
+                        self._queue.clear()
                     return
                 # Others may show whether the batch or the database is at fault; see _Halving.
-                batch += [self._queue.popleft() for _ in range(min(BATCH - len(batch), len(self._queue)))]
-                self._room.set()
-        for message, outcome in zip(batch, outcomes, strict=True):
-            try:
-                message.settle(message, outcome)
-            except Exception:
-                # It is stored; without the acknowledgement it comes again and is found to be there.
-                log.exception("message not settled", protocol=self.name, uid=message.uid)
+                if late:
+                    batch += self._late.more(BATCH - len(batch))
+                else:
+                    more = [self._queue.popleft() for _ in range(min(BATCH - len(batch), len(self._queue)))]
+                    batch += self._divert(more, ahead=batch)
+                    self._room.set()
+        self._line.settle(batch, outcomes, late=late)
 
     def _may_retry(self, pause: float) -> bool:
         """Wait; False when the runner is stopped and there is no time left for another attempt."""
@@ -251,7 +287,7 @@ class Runner:
             time.sleep(pause)
         return time.monotonic() < self._finish_by
 
-    def _store(self, batch: list[Message]) -> list[Outcome]:
+    def _store(self, batch: list[Message], *, late: bool) -> list[Outcome]:
         """Commit one batch; raises when it was not stored for a reason that may pass."""
         started = time.monotonic()
         outcomes = [_STORED] * len(batch)
@@ -274,7 +310,7 @@ class Runner:
             incoming.append(refused)
             places.append(place)
         if incoming:
-            halving = _Halving(self.store, incoming)
+            halving = _Halving(self.store, incoming, late)
             for place, result in zip(places, halving.run(), strict=True):
                 if result.rejected or result.ack or result.status != "stored":
                     outcomes[place] = translate.outcome(result)
@@ -284,15 +320,15 @@ class Runner:
             self.store.status(events)
         if self._orders is not None:
             self._orders.note({message.uid for message in batch})
-        self._measure(batch, outcomes, started)
+        self._measure(batch, outcomes, None if late else started)
         return outcomes
 
-    def _measure(self, batch: list[Message], outcomes: list[Outcome], started: float) -> None:
-        """Once per batch: a counter costs more than parsing a message."""
-        now = time.monotonic()
-        commit_seconds.labels(self.name).observe(now - started)
-        batch_messages.labels(self.name).observe(len(batch))
-        lag_seconds.labels(self.name).set((clock.now_ms() - batch[0].received_ms) / 1000)
+    def _measure(self, batch: list[Message], outcomes: list[Outcome], started: float | None) -> None:
+        """Once per batch: a counter costs more than parsing a message. `started`: None for late data, whose pace is its own."""
+        if started is not None:
+            commit_seconds.labels(self.name).observe(time.monotonic() - started)
+            batch_messages.labels(self.name).observe(len(batch))
+            lag_seconds.labels(self.name).set((clock.now_ms() - batch[0].received_ms) / 1000)
         kinds = {"telemetry": 0, "status": 0, "result": 0, "other": 0}
         for message in batch:
             kinds[message.kind] += 1
@@ -312,9 +348,10 @@ class _Halving:
     the same batch could be stored. Else the error goes up, and the batch is tried again later.
     """
 
-    def __init__(self, store: Store, messages: list[Incoming]) -> None:
+    def __init__(self, store: Store, messages: list[Incoming], late: bool) -> None:
         self.store = store
         self.messages = messages
+        self.late = late
         self.stored = 0
         self.duplicate = 0
         self.suspects: dict[int, Exception] = {}
@@ -331,7 +368,7 @@ class _Halving:
 
     def _try(self, start: int, end: int) -> None:
         try:
-            outcomes = self.store.ingest(self.messages[start:end])
+            outcomes = self.store.ingest(self.messages[start:end], late=self.late)
         except (DataError, IntegrityError, ProgrammingError, ValueError) as error:
             if end - start > 1:
                 middle = (start + end) // 2
@@ -351,5 +388,5 @@ class _Halving:
         message = self.messages[place]
         log.error("message not storable", uid=message.uid, topic=message.topic, error=f"{error}"[:500])
         refusal = PayloadError("not-storable", "the message could not be stored; the operator of the portal finds why")
-        kept = Incoming(message.uid, None, refusal, message.protocol, message.topic, message.payload)
+        kept = replace(message, parsed=None, error=refusal)
         self.results[place] = self.store.ingest([kept])[0]

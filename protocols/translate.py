@@ -23,13 +23,17 @@ def incoming(message: Message, protocol: str) -> Incoming:
         if message.kind == "telemetry":
             parsed = parse(message.payload, message.content_type, message.received_ms)
         elif message.kind == "status":
-            error = PayloadError("status-invalid", "a status is the word online or offline", "online, offline")
+            error = PayloadError(
+                "status-invalid", "a status is the word online or offline", "status", "online, offline"
+            )
         else:
             reason = f"nothing is expected on the topic {message.topic}; telemetry goes to iiot/<uid>/up/telemetry"
             error = PayloadError("unknown-topic", reason)
     except PayloadError as refused:
         error = refused
-    return Incoming(message.uid, parsed, error, protocol, message.topic, message.payload)
+    return Incoming(
+        message.uid, parsed, error, protocol, message.topic, message.payload, message.content_type, message.received_ms
+    )
 
 
 def status_event(message: Message) -> StatusEvent | None:
@@ -43,9 +47,11 @@ def status_event(message: Message) -> StatusEvent | None:
 def outcome(result: Result) -> Outcome:
     """What the service says, in the words of the contract between runner and adapter."""
     refusals = tuple(
-        Refusal(item.code, item.reason, item.limit, None, item.index, item.key) for item in result.rejected
+        Refusal(item.code, item.reason, item.limit, None, item.index, item.key, item.allowed)
+        for item in result.rejected
     )
     if not refusals and result.status != "stored":
         reason = result.reason or "the message was not stored"
-        refusals = (Refusal(result.code or "rejected", reason, result.limit, result.retry_after),)
+        code = result.code or "rejected"
+        refusals = (Refusal(code, reason, result.limit, result.retry_after, allowed=result.allowed),)
     return Outcome(result.accepted, refusals, result.newest_ts if result.ack else None)

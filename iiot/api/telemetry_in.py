@@ -1,17 +1,19 @@
 """Measurements over HTTP, from devices and from people and programs on behalf of devices."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from flask import request
+from pydantic import Field
 from sqlalchemy import select
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from iiot import clock, payloads, tenancy, web
+from iiot import clock, config, payloads, tenancy, web
 from iiot.errors import Invalid, NotFound, Problem
 from iiot.models import Device
 from iiot.payloads import PayloadError
-from iiot.services.ingest import KEPT_PAYLOAD, Incoming, Outcome, Outcomes, ingest
+from iiot.services.ingest import KEPT_PAYLOAD, Incoming, Outcome, Outcomes, ingest, is_late
 
 api = web.Api("telemetry")
 
@@ -39,7 +41,8 @@ class RejectedOut(web.Out):
     code: str
     reason: str
     key: str | None = None
-    limit: str | None = None
+    limit: Annotated[str | None, Field(description="The name of the limit that was passed.")] = None
+    allowed: Annotated[int | float | str | None, Field(description="What that limit allows.")] = None
     item: int | None = None
 
 
@@ -83,18 +86,14 @@ def post_telemetry(ctx: web.Context) -> StoredOut:
 
 
 def _from_device(ctx: web.Context, uid: str) -> StoredOut:
-    payload = b""
     try:
-        payload = ctx.body(payloads.MAX_BYTES)
-        message = Incoming(uid, payloads.parse(payload, ctx.media_type, clock.now_ms()), None, "http", TOPIC, payload)
+        message = _incoming(uid, ctx.body(payloads.MAX_BYTES), ctx.media_type)
     except RequestEntityTooLarge:
-        error = PayloadError(
-            "too-large", f"the message has more than {payloads.MAX_BYTES} bytes; split it", str(payloads.MAX_BYTES)
-        )
-        message = Incoming(uid, None, error, "http", TOPIC, ctx.beginning(KEPT_PAYLOAD))
-    except PayloadError as error:
-        message = Incoming(uid, None, error, "http", TOPIC, payload)
-    outcomes = ingest([message])
+        most = payloads.MAX_BYTES
+        error = PayloadError("too-large", f"the message has more than {most} bytes; split it", "message_bytes", most)
+        message = Incoming(uid, None, error, "http", TOPIC, ctx.beginning(KEPT_PAYLOAD), ctx.media_type)
+        message.size = max(request.content_length or 0, most + 1)
+    outcomes = ingest([message], late=_is_late([message]))
     if message.error is not None:
         raise _refusal(message.error)
     _check_quota(outcomes)
@@ -105,23 +104,29 @@ def _check_quota(outcomes: Outcomes | None) -> None:
     """Raises 429 when nothing could be stored because the tenant has used up its readings of the day."""
     spent = [each for each in outcomes or () if each.retry_after is not None]
     if outcomes and len(spent) == len(outcomes):
-        limit = int(spent[0].limit or 0)
+        limit = int(spent[0].allowed or 0)
         raise Problem(
             429,
             "quota-exceeded",
             f"The quota 'readings_per_day' allows {limit} and they are used up. {spent[0].reason}",
             headers={"Retry-After": str(spent[0].retry_after)},
-            extra={"quota": "readings_per_day", "limit": limit, "used": limit},
+            extra={
+                "quota": spent[0].limit,
+                "limit": limit,
+                "used": limit,
+                "allowed": limit,
+            },
         )
 
 
 def _refusal(error: PayloadError) -> Problem:
     """A payload refused as a whole."""
     status = STATUS.get(error.code, 422)
-    listed = RejectedOut(index=0, code=error.code, reason=error.reason, limit=error.limit)
+    listed = RejectedOut(index=0, code=error.code, reason=error.reason, limit=error.limit, allowed=error.allowed)
     extra = {
         "code": error.code,
         "limit": error.limit,
+        "allowed": error.allowed,
         **StoredOut(stored=0, duplicate=0, rejected=[listed]).model_dump(),
     }
     title = {413: "too-large", 415: "unsupported-media-type", 400: "bad-request"}.get(status, "rejected")
@@ -139,7 +144,11 @@ def _rejections(outcome: Outcome, entry: int | None = None) -> list[RejectedOut]
     if outcome.status == "rejected" and not outcome.rejected:
         return [
             RejectedOut(
-                index=entry or 0, code=outcome.code or "rejected", reason=outcome.reason or "", limit=outcome.limit
+                index=entry or 0,
+                code=outcome.code or "rejected",
+                reason=outcome.reason or "",
+                limit=outcome.limit,
+                allowed=outcome.allowed,
             )
         ]
     return [
@@ -149,6 +158,7 @@ def _rejections(outcome: Outcome, entry: int | None = None) -> list[RejectedOut]
             reason=each.reason,
             key=each.key,
             limit=each.limit,
+            allowed=each.allowed,
             item=None if entry is None else each.index,
         )
         for each in outcome.rejected
@@ -189,8 +199,8 @@ def _from_person(ctx: web.Context) -> StoredOut:
     known = _known(ctx, {entry.device_id for entry in entries})
     if not isinstance(decoded, list) and decoded.device_id not in known:
         raise NotFound("device")
-    messages = [_incoming(entry) for entry in entries if entry.device_id in known]
-    outcomes = ingest(messages) if messages else None
+    messages = [_incoming(entry.device_id, bytes(entry.data)) for entry in entries if entry.device_id in known]
+    outcomes = ingest(messages, late=_is_late(messages)) if messages else None
     if len(messages) == len(entries):
         _check_quota(outcomes)
     remaining = iter(outcomes or ())
@@ -223,9 +233,17 @@ def _known(ctx: web.Context, uids: set[str]) -> set[str]:
     return set(found) & uids
 
 
-def _incoming(entry: _Entry) -> Incoming:
-    payload = bytes(entry.data)
+def _incoming(uid: str, payload: bytes, content_type: str | None = None) -> Incoming:
+    now = clock.now_ms()
+    message = Incoming(uid, None, None, "http", TOPIC, payload, content_type, now)
     try:
-        return Incoming(entry.device_id, payloads.parse(payload, None, clock.now_ms()), None, "http", TOPIC, payload)
+        message.parsed = payloads.parse(payload, content_type, now)
     except PayloadError as error:
-        return Incoming(entry.device_id, None, error, "http", TOPIC, payload)
+        message.error = error
+    return message
+
+
+def _is_late(messages: Sequence[Incoming]) -> bool:
+    """Whether all of them hold nothing but readings of long ago: they do not make live data wait."""
+    before = clock.now_ms() - config.load().late_after * 1000
+    return all(is_late(message.parsed, before) for message in messages)

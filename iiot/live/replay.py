@@ -104,7 +104,7 @@ def _page(
         rows, more, _ = batchlog.read_rows(db, after, max_readings=PAGE_READINGS)
         if not rows:
             return [], after, False
-        readings = batchlog.read_columns(db, after, rows)
+        readings = batchlog.read_live(db, after, rows)
         device_ids = directory.device_ids(db, readings)
     if client.tenant:
         chosen = device_ids > 0

@@ -118,7 +118,10 @@ class Signal(TenantOwned, Base):
 
 
 class RejectedMessage(TenantOwned, Base):
-    """A message that was refused, whole or in part: the payload (at most 64 KiB of it) and the reason are kept."""
+    """A message that was refused, whole or in part: the payload (of a too large one the beginning) and the reason are kept.
+
+    `replayed_at`: when somebody sent it again and something of it was stored; `replay`: what the last attempt came to.
+    """
 
     __tablename__ = "rejected_message"
     __table_args__ = (
@@ -136,14 +139,21 @@ class RejectedMessage(TenantOwned, Base):
     payload: Mapped[bytes] = mapped_column(LargeBinary)
     size: Mapped[int]
     details: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    uid: Mapped[str] = mapped_column(unique=True)
+    content_type: Mapped[str | None]
+    replayed_at: Mapped[Moment | None]
+    replayed_by: Mapped[str | None]
+    replay: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    device: Mapped[Device] = relationship(viewonly=True)
 
 
 class ConnectionEvent(TenantOwned, Base):
-    """A device came online or went offline, and why."""
+    """A device came online or went offline, and why ("state"); a login was refused; or something else to know ("note")."""
 
     __tablename__ = "connection_event"
     __table_args__ = (
         _of_device("connection_event"),
+        CheckConstraint("kind IN ('state', 'refused', 'note')", name="kind"),
         Index("ix_connection_event_tenant_id_device_id_id", "tenant_id", "device_id", "id"),
     )
 
@@ -152,6 +162,9 @@ class ConnectionEvent(TenantOwned, Base):
     at: Mapped[Created]
     online: Mapped[bool]
     reason: Mapped[str]
+    kind: Mapped[str] = mapped_column(server_default="state")
+    protocol: Mapped[str | None]
+    detail: Mapped[str] = mapped_column(server_default="")
 
 
 class UsageDay(TenantOwned, Base):

@@ -5,6 +5,7 @@ from datetime import datetime
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Double,
@@ -60,6 +61,9 @@ telemetry_batch = Table(
     Column("ts", ARRAY(BigInteger), nullable=False),
     Column("num", ARRAY(Double), nullable=False),
     Column("txt", ARRAY(Text)),
+    # Late: all of it was measured long before it came; nobody is told of it live.
+    Column("late", Boolean, nullable=False, server_default=text("false")),
+    Column("protocol", Text),
     Index("ix_telemetry_batch_xid_id", "xid", "id"),
     postgresql_partition_by="RANGE (created_at)",
 )

@@ -36,6 +36,7 @@ from iiot.payloads.reader import (
     MAX_READINGS,
     MAX_STRING,
     TOO_BIG,
+    Allowed,
     Item,
     Parsed,
     PayloadError,
@@ -49,11 +50,13 @@ from iiot.payloads.reader import (
 
 __all__ = [
     "KEY_PATTERN", "MAX_AGE_MS", "MAX_AHEAD_MS", "MAX_BYTES", "MAX_DEPTH", "MAX_JSON_BYTES", "MAX_KEY", "MAX_READINGS",
-    "MAX_STRING", "Item", "Parsed", "PayloadError", "Rejected", "Value", "parse",
+    "MAX_STRING", "READ", "Allowed", "Item", "Parsed", "PayloadError", "Rejected", "Value", "parse",
 ]  # fmt: skip
 
 JSON_TYPES: Final = frozenset({"", "application/json", "text/json", "text/plain"})
 CBOR, SENML_JSON, SENML_CBOR = "application/cbor", "application/senml+json", "application/senml+cbor"
+# The content types that are read.
+READ: Final = ("application/json", CBOR, SENML_JSON, SENML_CBOR)
 
 _PlainValue: TypeAlias = float | bool | Annotated[str, msgspec.Meta(max_length=MAX_STRING)]
 if TYPE_CHECKING:
@@ -160,14 +163,14 @@ def _form(content_type: str | None) -> str:
         f"the content type {shown(content_type)} is not supported; send JSON as application/json, or {CBOR}, {SENML_JSON} "
         f"or {SENML_CBOR}"
     )
-    raise PayloadError("unsupported-content-type", reason, "application/json")
+    raise PayloadError("unsupported-content-type", reason, "content_type", ", ".join(READ))
 
 
 def _check_envelope(payload: bytes) -> None:
     """Refuse by size before a byte is interpreted."""
     if len(payload) > MAX_BYTES:
         reason = f"the message has {len(payload)} bytes; at most {MAX_BYTES} are allowed, split it"
-        raise PayloadError("too-large", reason, str(MAX_BYTES))
+        raise PayloadError("too-large", reason, "message_bytes", MAX_BYTES)
     if not payload.strip():
         raise PayloadError("empty", "the message has no content")
 
@@ -186,7 +189,8 @@ def _decode(payload: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise PayloadError("not-utf8", f"the message is not UTF-8 text (byte {error.start})") from None
     except RecursionError:
-        raise PayloadError("too-deep", f"the JSON is nested deeper than {MAX_DEPTH} levels", str(MAX_DEPTH)) from None
+        reason = f"the JSON is nested deeper than {MAX_DEPTH} levels"
+        raise PayloadError("too-deep", reason, "nesting_levels", MAX_DEPTH) from None
     except msgspec.ValidationError:
         # Without a type to validate against, msgspec raises this for numbers alone.
         raise PayloadError(*TOO_BIG) from None

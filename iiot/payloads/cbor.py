@@ -73,7 +73,8 @@ def _explained(error: BaseException) -> PayloadError:
             return PayloadError("not-utf8", "a text of the CBOR message is not UTF-8")
         cause = cause.__cause__ or cause.__context__
     if "nesting depth" in text:
-        return PayloadError("too-deep", f"the CBOR is nested deeper than {MAX_DEPTH} levels", str(MAX_DEPTH))
+        reason = f"the CBOR is nested deeper than {MAX_DEPTH} levels"
+        return PayloadError("too-deep", reason, "nesting_levels", MAX_DEPTH)
     if "Duplicate map key" in text:
         return PayloadError("duplicate-key", "a key stands twice in one map (RFC 8949 section 5.6)")
     if "hashable" in text or "map key" in text:

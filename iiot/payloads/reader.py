@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 Value: TypeAlias = float | bool | str | dict[str, Any] | list[Any]
+# What a limit allows: a number, or words where it is none.
+Allowed: TypeAlias = int | float | str
 Item: TypeAlias = tuple[int, dict[str, Value]]
 
 MAX_BYTES: Final = 256 * 1024
@@ -25,6 +28,7 @@ MAX_READINGS: Final = 10_000
 MAX_AGE_MS: Final = 30 * 86_400_000
 MAX_AHEAD_MS: Final = 10 * 60_000
 
+KEY_RULE: Final = f"1 to {MAX_KEY} characters of A-Za-z0-9_.:/-"
 KEY_PATTERN: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 # RFC 3339 section 5.6, with an offset: a local time without one says nothing about the instant.
@@ -38,13 +42,14 @@ _GOOD_KEYS_LIMIT: Final = 100_000
 
 
 class Rejected(msgspec.Struct, frozen=True, gc=False):
-    """One reading (`key` set) or one whole list element (`key` None) that was not accepted."""
+    """One reading (`key` set) or one whole list element (`key` None) that was not accepted. `limit`, `allowed`: see PayloadError."""
 
     index: int
     code: str
     reason: str
     limit: str | None = None
     key: str | None = None
+    allowed: Allowed | None = None
 
 
 class Parsed(msgspec.Struct, gc=False):
@@ -57,13 +62,15 @@ class Parsed(msgspec.Struct, gc=False):
 
 
 class PayloadError(Exception):
-    """The whole payload is refused. `code` is stable kebab-case, `reason` one sentence, `limit` what was passed."""
+    """The whole payload is refused. `code` is stable kebab-case, `reason` one sentence, `limit` the name of the limit that was
+    passed (`message_bytes`) and `allowed` its value; both are None where no limit is at fault."""
 
-    def __init__(self, code: str, reason: str, limit: str | None = None) -> None:
+    def __init__(self, code: str, reason: str, limit: str | None = None, allowed: Allowed | None = None) -> None:
         super().__init__(f"{code}: {reason}")
         self.code = code
         self.reason = reason
         self.limit = limit
+        self.allowed = allowed
 
 
 _encode = msgspec.json.Encoder().encode
@@ -112,7 +119,7 @@ class Reader:
         self.readings += readings
         if self.readings > MAX_READINGS:
             reason = f"a message holds at most {MAX_READINGS} readings, split it"
-            raise PayloadError("too-many-readings", reason, str(MAX_READINGS))
+            raise PayloadError("too-many-readings", reason, "readings_per_message", MAX_READINGS)
 
     def _read_ack(self, index: int, ack: Any) -> None:
         if isinstance(ack, bool):
@@ -132,10 +139,10 @@ class Reader:
             reason = "ts is more than 30 days in the past"
             if 0 < millis * 1000 - self.now_ms + MAX_AGE_MS < 2 * MAX_AGE_MS:
                 reason += "; it looks like seconds, milliseconds are expected"
-            self.rejected.append(Rejected(index, "ts-too-old", reason, "30d"))
+            self.rejected.append(Rejected(index, "ts-too-old", reason, "ts_age_seconds", None, MAX_AGE_MS // 1000))
         elif millis > self.now_ms + MAX_AHEAD_MS:
             reason = "ts is more than 10 minutes in the future; check the clock of the device"
-            self.rejected.append(Rejected(index, "ts-too-new", reason, "10min"))
+            self.rejected.append(Rejected(index, "ts-too-new", reason, "ts_ahead_seconds", None, MAX_AHEAD_MS // 1000))
         else:
             return millis
         return None
@@ -144,12 +151,12 @@ class Reader:
         good: dict[str, Value] = {}
         for key, value in values.items():
             if key not in good_keys and not _learn_key(key):
-                reason = f"{shown(key)} is not a key: 1 to {MAX_KEY} characters of A-Za-z0-9_.:/-"
-                self.rejected.append(Rejected(index, "key-invalid", reason, str(MAX_KEY), shown(key)))
+                reason = f"{shown(key)} is not a key: {KEY_RULE}"
+                self.rejected.append(Rejected(index, "key-invalid", reason, "key_characters", shown(key), KEY_RULE))
                 continue
             checked = _check_value(value)
             if isinstance(checked, _Flaw):
-                self.rejected.append(Rejected(index, checked.code, checked.reason, checked.limit, key))
+                self.rejected.append(Rejected(index, *checked[:3], key, checked.allowed))
             else:
                 good[key] = checked
         return good
@@ -159,9 +166,10 @@ class _Flaw(NamedTuple):
     code: str
     reason: str
     limit: str | None = None
+    allowed: Allowed | None = None
 
 
-TOO_BIG = _Flaw("number-out-of-range", "a number does not fit into double precision", "1.7976931348623157e308")
+TOO_BIG = _Flaw("number-out-of-range", "a number does not fit into double precision", "number", sys.float_info.max)
 _NUL = _Flaw("string-invalid", "a string must not contain the character NUL (\\u0000)")
 
 
@@ -178,7 +186,9 @@ def _check_value(value: Any) -> Value | _Flaw:
             return TOO_BIG
     if isinstance(value, str):
         if len(value) > MAX_STRING:
-            return _Flaw("string-too-long", f"a string has at most {MAX_STRING} characters", str(MAX_STRING))
+            return _Flaw(
+                "string-too-long", f"a string has at most {MAX_STRING} characters", "string_characters", MAX_STRING
+            )
         return _NUL if "\0" in value else value
     if isinstance(value, (dict, list)):
         return _check_json(value)
@@ -188,10 +198,10 @@ def _check_value(value: Any) -> Value | _Flaw:
 def _check_json(value: dict[str, Any] | list[Any]) -> Value | _Flaw:
     """A JSON value of at most 8 KiB (encoded without spaces), 32 levels, and without NUL, which PostgreSQL refuses."""
     if _depth_exceeds(value, MAX_DEPTH):
-        return _Flaw("too-deep", f"the value is nested deeper than {MAX_DEPTH} levels", str(MAX_DEPTH))
+        return _Flaw("too-deep", f"the value is nested deeper than {MAX_DEPTH} levels", "nesting_levels", MAX_DEPTH)
     encoded = _encode(value)
     if len(encoded) > MAX_JSON_BYTES:
-        return _Flaw("json-too-large", f"a JSON value has at most {MAX_JSON_BYTES} bytes", str(MAX_JSON_BYTES))
+        return _Flaw("json-too-large", f"a JSON value has at most {MAX_JSON_BYTES} bytes", "json_bytes", MAX_JSON_BYTES)
     # The encoder writes NUL as \u0000 and a backslash as two, so an odd run of backslashes before it means NUL.
     if b"\\u0000" in encoded and re.search(rb"(?<!\\)(?:\\\\)*\\u0000", encoded):
         return _NUL

@@ -33,7 +33,7 @@ def read(pack: Any, reader: Reader) -> None:
         raise PayloadError("empty", "the pack is an empty array: it holds no record")
     if len(pack) > MAX_READINGS:
         reason = f"a message holds at most {MAX_READINGS} readings, split it"
-        raise PayloadError("too-many-readings", reason, str(MAX_READINGS))
+        raise PayloadError("too-many-readings", reason, "readings_per_message", MAX_READINGS)
     bases: dict[str, Any] = {"bn": "", "bt": 0, "bv": 0}
     for index, record in enumerate(pack):
         if not isinstance(record, dict):
@@ -87,7 +87,7 @@ class _Record:
             bases[name] = value
         if bases.get("bver", VERSION) > VERSION:
             reason = f"record {self.index} asks for SenML version {bases['bver']}; {VERSION} is understood"
-            raise PayloadError("not-senml", reason[:200], str(VERSION))
+            raise PayloadError("not-senml", reason[:200], "senml_version", VERSION)
 
     def _understood(self) -> bool:
         """Fields that end in an underscore must be understood (section 4.4); others that nobody knows do no harm."""

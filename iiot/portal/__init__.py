@@ -13,6 +13,7 @@ from iiot.web import Context
 NAVIGATION = (
     ("/", "Home", "home", "device:read"),
     ("/devices", "Devices", "devices", "device:read"),
+    ("/rejected", "Rejected", "return", "telemetry:read"),
     ("/team", "Team", "team", "member:read"),
     ("/usage", "Usage & limits", "gauge", "tenant:read"),
     ("/audit", "Audit", "list", "audit:read"),

@@ -2,16 +2,15 @@
 
 import json
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
 from typing import Any
 from urllib.parse import urlencode
-from zoneinfo import ZoneInfo
 
 from flask import render_template, request
 
 from iiot import tenancy, web
 from iiot.errors import Invalid
 from iiot.models import PLATFORM, Audit
+from iiot.portal import forms
 from iiot.services import trail
 from iiot.services.listing import Wanted
 
@@ -51,33 +50,22 @@ def _given() -> dict[str, str]:
     found = {name: request.args.get(name, "").replace("\x00", "").strip()[:LONGEST] for name in NAMES[:-1]}
     found["cursor"] = request.args.get("cursor", "")
     for name in ("from", "to"):
-        if _day(found[name]) is None:
+        if forms.day(found[name]) is None:
             found[name] = ""
     return {name: value for name, value in found.items() if value}
 
 
-def _day(text: str) -> date | None:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        return None
-
-
 def _filters(given: dict[str, str]) -> trail.Filters:
     """Days are those of UTC, as the times of the page are; `to` is the last day."""
-    first, last = _day(given.get("from", "")), _day(given.get("to", ""))
+    first, last = forms.day(given.get("from", "")), forms.day(given.get("to", ""))
     return trail.Filters(
         actor=given.get("actor"),
         action=given.get("action"),
         object=given.get("object"),
-        start=_midnight(first) if first else None,
-        stop=_midnight(last + timedelta(days=1)) if last and last < date.max else None,
+        start=forms.midnight(first),
+        stop=forms.midnight(last, days_later=1),
         q=given.get("q"),
     )
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time(), ZoneInfo("UTC"))
 
 
 def changes(entry: Audit) -> list[tuple[str, str, str]]:

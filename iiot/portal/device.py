@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from iiot import tenancy, web
 from iiot.errors import Conflict, Invalid, Problem
 from iiot.portal import connect, forms
-from iiot.services import credentials, devices, rejections, signals, sites
+from iiot.services import credentials, devices, signals, sites
 
 pages = web.pages("device")
 DRAWABLE = ("number", "boolean")
@@ -68,20 +68,6 @@ def chart(ctx: web.Context, uid: str) -> str:
         device = devices.get(db, uid)
         drawable = [signal for signal in signals.list_signals(db, uid) if signal.type in DRAWABLE]
     return render_template("device_chart.html", tab="chart", device=device, signals=drawable)
-
-
-@pages.route("GET", "/devices/<uid>/rejected", permission="telemetry:read")
-def rejected(ctx: web.Context, uid: str) -> str:
-    """Messages that were refused, newest first."""
-    cursor = request.args.get("cursor")
-    position = web.decode_cursor(f"page:rejected:{uid}", cursor)
-    with tenancy.work(ctx.scope) as db:
-        device = devices.get(db, uid)
-        found = rejections.list_rejected(db, device.id, before=position[0] if position else None)
-    following = web.encode_cursor(f"page:rejected:{uid}", found.next_position)
-    return render_template(
-        "device_rejected.html", tab="rejected", device=device, found=found, cursor=cursor, next_cursor=following
-    )
 
 
 def _settings_values(db: Session, uid: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Form fields as the services take them, and refusals as the page shows them: at the field they speak of."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from flask import Response, make_response, render_template, request
@@ -47,6 +47,21 @@ def end_after(days: str) -> datetime | None:
     if days not in dict(ENDS):
         raise Invalid("The end is not valid.", [{"loc": ["body", "days"], "msg": "choose one of the list"}])
     return clock.now() + timedelta(days=int(days)) if days else None
+
+
+def day(text: str) -> date | None:
+    """A day as a date field or an address has it; None for anything else."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def midnight(of: date | None, days_later: int = 0) -> datetime | None:
+    """When a day begins in UTC, or one some days later; None of none, and beyond the calendar."""
+    if of is None or of > date.max - timedelta(days=days_later):
+        return None
+    return datetime.combine(of + timedelta(days=days_later), time(), UTC)
 
 
 def by_field(problem: Problem) -> dict[str, str]:

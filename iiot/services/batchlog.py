@@ -37,7 +37,8 @@ _NEWEST = sql(
     "ORDER BY telemetry_batch.xid DESC, telemetry_batch.id DESC LIMIT 1"
 )
 _ROWS = sql(
-    "SELECT xid::text AS xid, id, tenant_id, created_at, cardinality(signal_ids) AS size, xid < pg_snapshot_xmin(pg_current_snapshot()) AS settled "
+    "SELECT xid::text AS xid, id, tenant_id, created_at, cardinality(signal_ids) AS size, late, protocol, "
+    "xid < pg_snapshot_xmin(pg_current_snapshot()) AS settled "
     "FROM iiot.telemetry_batch WHERE (xid, id) > (CAST(:xid AS xid8), :id) ORDER BY telemetry_batch.xid, telemetry_batch.id LIMIT :rows"
 )
 _COLUMNS = (
@@ -46,7 +47,7 @@ _COLUMNS = (
     "AND (xid, id) <= (CAST(:last_xid AS xid8), :last_id){} ORDER BY telemetry_batch.xid, telemetry_batch.id"
 )
 _ALL_COLUMNS = sql(_COLUMNS.format(""))
-_SOME_COLUMNS = sql(_COLUMNS.format(" AND tenant_id = ANY(:tenants)"))
+_SOME_COLUMNS = sql(_COLUMNS.format(" AND id = ANY(:ids)"))
 _MOVE = sql(
     "INSERT INTO iiot.stream_cursor AS c (name, xid, id) VALUES (:name, CAST(:xid AS xid8), :id) "
     "ON CONFLICT (name) DO UPDATE SET xid = excluded.xid, id = excluded.id, updated_at = now()"
@@ -80,6 +81,8 @@ class Row(NamedTuple):
     tenant_id: int
     created_at: datetime
     size: int
+    late: bool = False
+    protocol: str | None = None
 
 
 class Readings(NamedTuple):
@@ -101,19 +104,30 @@ def read_rows(
     found = db.execute(_ROWS, {"xid": str(after.xid), "id": after.id, "rows": max_rows}).all()
     rows: list[Row] = []
     readings = 0
-    for xid, id_, tenant_id, created_at, size, settled in found:
+    for xid, id_, tenant_id, created_at, size, late, protocol, settled in found:
         if not settled:
             return rows, False, True
         if rows and readings + size > max_readings:
             return rows, True, False
-        rows.append(Row(Cursor(int(xid), id_), tenant_id, created_at, size))
+        rows.append(Row(Cursor(int(xid), id_), tenant_id, created_at, size, late, protocol))
         readings += size
     return rows, len(found) == max_rows, False
 
 
 def read_columns(db: Session, after: Cursor, rows: Sequence[Row], tenants: Collection[int] | None = None) -> Readings:
     """The readings of `rows`, which `read_rows` returned for `after`; of some tenants alone when they are named."""
-    wanted = rows if tenants is None else [row for row in rows if row.tenant_id in tenants]
+    return _read_columns(
+        db, after, rows, rows if tenants is None else [row for row in rows if row.tenant_id in tenants]
+    )
+
+
+def read_live(db: Session, after: Cursor, rows: Sequence[Row], tenants: Collection[int] | None = None) -> Readings:
+    """As `read_columns`, without late data, which nobody is told of live."""
+    wanted = [row for row in rows if not row.late and (tenants is None or row.tenant_id in tenants)]
+    return _read_columns(db, after, rows, wanted)
+
+
+def _read_columns(db: Session, after: Cursor, rows: Sequence[Row], wanted: Sequence[Row]) -> Readings:
     if not wanted:
         return _join([], [])
     bounds: dict[str, Any] = {
@@ -122,10 +136,11 @@ def read_columns(db: Session, after: Cursor, rows: Sequence[Row], tenants: Colle
         "last_xid": str(rows[-1].cursor.xid),
         "last_id": rows[-1].cursor.id,
     }
-    if tenants is None:
+    if len(wanted) == len(rows):
         found = db.execute(_ALL_COLUMNS, bounds).all()
     else:
-        found = db.execute(_SOME_COLUMNS, bounds | {"tenants": list(tenants)}).all()
+        # The ids alone would do; the bounds let PostgreSQL walk the index.
+        found = db.execute(_SOME_COLUMNS, bounds | {"ids": [row.cursor.id for row in wanted]}).all()
     # Retention may drop a partition between the two statements; what is gone is left out.
     by_cursor = {row.cursor: row for row in wanted}
     kept = [

@@ -62,7 +62,7 @@ def parse_answer(device_uid: str, command_uid: str, payload: bytes) -> Answer:
     """Read `{"status", "result"}`; what is wrong with it stands in `error`, as even that shows that the command has arrived."""
     try:
         if len(payload) > MAX_ANSWER:
-            raise PayloadError("too-large", f"an answer has at most {MAX_ANSWER} bytes", str(MAX_ANSWER))
+            raise PayloadError("too-large", f"an answer has at most {MAX_ANSWER} bytes", "answer_bytes", MAX_ANSWER)
         body = _decode(payload)
         check_result(body.result)
     except PayloadError as error:
@@ -75,7 +75,7 @@ def parse_answer(device_uid: str, command_uid: str, payload: bytes) -> Answer:
 def check_result(result: Any) -> None:
     """Raises PayloadError for a result that cannot be stored."""
     if result is not None and (mistake := commands.json_mistake(result)):
-        raise PayloadError("answer-invalid", f"the result is not valid: {mistake}", str(commands.MAX_JSON))
+        raise PayloadError("answer-invalid", f"the result is not valid: {mistake}", "json_bytes", commands.MAX_JSON)
 
 
 def reached(protocol: str, device_uids: Collection[str]) -> bool:

@@ -8,31 +8,35 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 
 import msgspec
 from sqlalchemy import CursorResult, insert
 from sqlalchemy.orm import Session
 
-from iiot import tenancy
+from iiot import clock, tenancy
+from iiot.ids import new_uid
 from iiot.models import RejectedMessage
-from iiot.payloads import Parsed, PayloadError, Rejected, Value
+from iiot.payloads import MAX_BYTES, Allowed, Parsed, PayloadError, Rejected, Value
 from iiot.services import metering
 from iiot.services.presence import StatusEvent, status
 from iiot.services.resolver import BOOLEAN, JSON, KEPT_OVER_QUOTA, NUMBER, STRING, TYPES, Resolved, Resolver
 
-__all__ = ["KEPT_PAYLOAD", "Incoming", "Outcome", "Outcomes", "StatusEvent", "ingest", "status"]
+__all__ = ["KEPT_PAYLOAD", "Incoming", "Outcome", "Outcomes", "StatusEvent", "detail_of", "ingest", "is_late", "status"]
 
-KEPT_PAYLOAD = 64 * 1024
+# A message of the largest size that is taken is kept whole, so that it can be sent again; of a larger one the beginning.
+KEPT_PAYLOAD = MAX_BYTES
 KEPT_DETAILS = 50
 
 # NOTIFY wakes the tailers at commit. The arrays are parsed once and written twice: as rows, and as one row of the log.
 INSERT = """
 NOTIFY telemetry_batch;
 WITH given AS MATERIALIZED (
-    SELECT %s::integer AS tenant, %s::integer[] AS s, %s::bigint[] AS t, %s::double precision[] AS n, %s::text[] AS x
+    SELECT %s::integer AS tenant, %s::integer[] AS s, %s::bigint[] AS t, %s::double precision[] AS n, %s::text[] AS x,
+           %s::boolean AS late, %s::text AS protocol
 ), logged AS (
-    INSERT INTO iiot.telemetry_batch (tenant_id, signal_ids, ts, num, txt) SELECT tenant, s, t, n, x FROM given
+    INSERT INTO iiot.telemetry_batch (tenant_id, signal_ids, ts, num, txt, late, protocol) SELECT tenant, s, t, n, x, late, protocol FROM given
 )
 INSERT INTO iiot.telemetry (tenant_id, signal_id, ts, num, txt)
 SELECT given.tenant, u.s, to_timestamp(u.t / 1000e0), u.n, u.x FROM given, unnest(s, t, n, x) AS u(s, t, n, x)
@@ -42,7 +46,12 @@ ON CONFLICT DO NOTHING
 
 @dataclass(slots=True)
 class Incoming:
-    """One message of one device, parsed or refused by the parser. `uid` is proved by the edge, never taken from the payload."""
+    """One message of one device, parsed or refused by the parser. `uid` is proved by the edge, never taken from the payload.
+
+    `content_type` and `received_ms` are kept with a message that is refused, so that it can be read again as it was read
+    then. `is_replay`: somebody sends it again for the device; when it is refused once more it is not kept twice. `size`: the true
+    length in bytes where `payload` is only the beginning.
+    """
 
     uid: str
     parsed: Parsed | None
@@ -50,6 +59,10 @@ class Incoming:
     protocol: str
     topic: str
     payload: bytes
+    content_type: str | None = None
+    received_ms: int | None = None
+    is_replay: bool = False
+    size: int | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +78,7 @@ class Outcome:
     limit: str | None = None
     ack: bool = False
     retry_after: int | None = None
+    allowed: Allowed | None = None
 
 
 class Outcomes(list[Outcome]):
@@ -92,36 +106,57 @@ REFUSALS = {
     "readings-quota": "The tenant has stored all readings that its quota allows for today. The next day begins at midnight UTC.",
 }
 
-# One cache for the process. The lock keeps its users apart: one commit at a time is also what PostgreSQL serves best from one process.
-_resolver = Resolver()
-_one_at_a_time = threading.Lock()
+
+class _Lane:
+    """One cache and one commit at a time, which is also what PostgreSQL serves best from one process."""
+
+    def __init__(self) -> None:
+        self.resolver = Resolver()
+        self.lock = threading.Lock()
 
 
-def ingest(messages: Sequence[Incoming]) -> Outcomes:
-    """Store a batch in one commit. Raises what the database raises; then nothing was stored and nothing may be acknowledged."""
-    with _one_at_a_time:
+# Late data never makes live data wait, so it has a cache and a connection of its own. See docs/adr on the lane of late data.
+_LIVE, _LATE = _Lane(), _Lane()
+
+
+def ingest(messages: Sequence[Incoming], *, late: bool = False) -> Outcomes:
+    """Store a batch in one commit. Raises what the database raises; then nothing was stored and nothing may be acknowledged.
+
+    `late`: all of it was measured long ago (`is_late`). It is stored beside a live batch, and nobody is told of it live.
+    """
+    lane = _LATE if late else _LIVE
+    with lane.lock:
         try:
             with tenancy.work(tenancy.system("ingest")) as db:
-                return _Batch(db, messages).run()
+                return _Batch(db, messages, lane.resolver, late).run()
         except BaseException:
-            _resolver.forget({message.uid for message in messages})
+            lane.resolver.forget({message.uid for message in messages})
             raise
+
+
+def is_late(parsed: Parsed | None, before: int) -> bool:
+    """Whether there are readings, and all of them lie before `before` (milliseconds since the epoch)."""
+    if parsed is None or not parsed.items or parsed.items[-1][0] >= before:
+        return False
+    return all(ts < before for ts, _ in parsed.items)
 
 
 class _Batch:
     """The working set of one call."""
 
-    def __init__(self, db: Session, messages: Sequence[Incoming]) -> None:
+    def __init__(self, db: Session, messages: Sequence[Incoming], resolver: Resolver, late: bool) -> None:
         self.db = db
         self.messages = messages
+        self.resolver = resolver
+        self.late = late
         self.columns: dict[int, _Columns] = defaultdict(_Columns)
         self.outcomes = Outcomes()
         self.kept: list[dict[str, Any]] = []
 
     def run(self) -> Outcomes:
-        self.devices = _resolver.resolve(self.db, [message.uid for message in self.messages])
+        self.devices = self.resolver.resolve(self.db, [message.uid for message in self.messages])
         if wanted := self._unknown_signals():
-            _resolver.create_signals(self.db, wanted)
+            self.resolver.create_signals(self.db, wanted)
         for message in self.messages:
             device = self.devices.get(message.uid)
             self.outcomes.append(self._take(message, device))
@@ -149,7 +184,7 @@ class _Batch:
             return self._refuse(device.refused, message, device)
         if message.parsed is None:
             error = message.error or PayloadError("no-payload", "The message is empty.")
-            return self._refuse(error.code, message, device, error.reason, error.limit)
+            return self._refuse(error.code, message, device, error)
         budget = device.budget
         if budget.used >= budget.limit:
             return self._over_quota(message, device)
@@ -176,27 +211,37 @@ class _Batch:
                     refusal = self._other(columns, signal, ts, value, device)
                     if refusal:
                         index = parsed.places[place] if parsed.places else place
-                        rejected.append(Rejected(index, refusal[0], refusal[1].format(key=key), refusal[2], key))
+                        rejected.append(
+                            Rejected(index, refusal[0], refusal[1].format(key=key), refusal[2], key, refusal[3])
+                        )
         accepted = len(columns.ts) - before
         budget.used += accepted
         if rejected:
             self._keep(message, device, rejected[0].code, rejected[0].reason, rejected)
         if not accepted and rejected:
             first = rejected[0]
-            return Outcome("rejected", 0, rejected, None, first.code, first.reason, first.limit, parsed.ack)
+            return Outcome(
+                "rejected", 0, rejected, None, first.code, first.reason, first.limit, parsed.ack, None, first.allowed
+            )
         return Outcome("stored", accepted, rejected, newest or None, ack=parsed.ack)
 
     @staticmethod
     def _other(
         columns: _Columns, signal: tuple[int, int] | None, ts: int, value: Value, device: Resolved
-    ) -> tuple[str, str, str | None] | None:
-        """Everything but a number for a numeric signal: store it, or say (code, reason, limit)."""
+    ) -> tuple[str, str, str | None, Allowed | None] | None:
+        """Everything but a number for a numeric signal: store it, or say (code, reason, limit, allowed)."""
         if signal is None:
-            limit = str(device.signal_limit)
-            return "signal-quota", f"'{{key}}' is a new signal and the device has all {limit} its quota allows.", limit
+            limit = device.signal_limit
+            reason = f"'{{key}}' is a new signal and the device has all {limit} its quota allows."
+            return "signal-quota", reason, "signals_per_device", limit
         kind = _kind(value)
         if kind != signal[1] and not (signal[1] == BOOLEAN and value in (0, 1) and kind == NUMBER):
-            return "wrong-type", f"'{{key}}' is a {TYPES[signal[1]]} signal; this value is a {TYPES[kind]}.", None
+            return (
+                "wrong-type",
+                f"'{{key}}' is a {TYPES[signal[1]]} signal; this value is a {TYPES[kind]}.",
+                "signal_type",
+                TYPES[signal[1]],
+            )
         columns.signals.append(signal[0])
         columns.ts.append(ts)
         if signal[1] in (STRING, JSON):
@@ -211,31 +256,31 @@ class _Batch:
         code: str,
         message: Incoming | None = None,
         device: Resolved | None = None,
-        reason: str = "",
-        limit: str | None = None,
+        error: PayloadError | None = None,
     ) -> Outcome:
-        reason = reason or REFUSALS.get(code, code)
+        error = error or PayloadError(code, REFUSALS.get(code, code))
         if message is not None and device is not None:
-            self._keep(message, device, code, reason, None)
-        return Outcome("rejected", code=code, reason=reason, limit=limit)
+            self._keep(message, device, code, error.reason, None)
+        return Outcome("rejected", code=code, reason=error.reason, limit=error.limit, allowed=error.allowed)
 
     def _over_quota(self, message: Incoming, device: Resolved) -> Outcome:
         """The day's readings are used up; the device may come back at midnight."""
         budget = device.budget
         budget.kept += 1
         kept = budget.kept <= KEPT_OVER_QUOTA
-        outcome = self._refuse("readings-quota", message if kept else None, device, limit=str(budget.limit))
+        error = PayloadError("readings-quota", REFUSALS["readings-quota"], "readings_per_day", budget.limit)
+        outcome = self._refuse(error.code, message if kept else None, device, error)
         outcome.retry_after = metering.until_midnight()
         return outcome
 
     def _keep(
         self, message: Incoming, device: Resolved, code: str, reason: str, details: Iterable[Rejected] | None
     ) -> None:
-        listed = [
-            {"index": item.index, "key": item.key, "code": item.code, "reason": item.reason} for item in details or ()
-        ]
+        if message.is_replay:
+            return
         self.kept.append(
             {
+                "uid": new_uid(),
                 "tenant_id": device.tenant_id,
                 "device_id": device.device_id,
                 "protocol": message.protocol,
@@ -243,8 +288,10 @@ class _Batch:
                 "code": code,
                 "reason": reason,
                 "payload": message.payload[:KEPT_PAYLOAD],
-                "size": len(message.payload),
-                "details": listed[:KEPT_DETAILS] or None,
+                "size": message.size or len(message.payload),
+                "content_type": message.content_type and message.content_type[:256].replace("\0", ""),
+                "received_at": clock.now() if message.received_ms is None else clock.from_ms(message.received_ms),
+                "details": [detail_of(item) for item in islice(details or (), KEPT_DETAILS)] or None,
             }
         )
 
@@ -254,12 +301,19 @@ class _Batch:
         for tenant_id, columns in self.columns.items():
             if not columns.ts:
                 continue
-            result = cast(CursorResult[Any], connection.exec_driver_sql(INSERT, _parameters(tenant_id, columns)))
+            parameters = (*_parameters(tenant_id, columns), self.late, self.messages[0].protocol)
+            result = cast(CursorResult[Any], connection.exec_driver_sql(INSERT, parameters))
             given += len(columns.ts)
             stored += result.rowcount
         if self.kept:
             self.db.execute(insert(RejectedMessage).inline(), self.kept)
         self.outcomes.stored, self.outcomes.duplicate = stored, given - stored
+
+
+def detail_of(item: Rejected) -> dict[str, Any]:
+    """A refusal as it is kept with its message, and shown to people."""
+    names = ("index", "key", "code", "reason", "limit", "allowed")
+    return {name: getattr(item, name) for name in names}
 
 
 def _parameters(tenant_id: int, columns: _Columns) -> tuple[Any, ...]:

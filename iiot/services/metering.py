@@ -178,7 +178,7 @@ def _key(kind: str, slot: int) -> str:
 def _too_many_a_minute(meter: _Meter, now: float) -> Problem:
     seconds = max(1, int(MINUTE - now % MINUTE) + 1)
     detail = f"Your tenant may send {meter.minute_limit} API requests a minute. Try again in {seconds} s."
-    extra = {"limit": meter.minute_limit, "used": meter.minute.used}
+    extra = {"limit": meter.minute_limit, "allowed": meter.minute_limit, "used": meter.minute.used}
     return Problem(429, "rate-limited", detail, headers={"Retry-After": str(seconds)}, extra=extra)
 
 
@@ -188,7 +188,8 @@ def _too_many_a_day(meter: _Meter, now: float) -> Problem:
         f"The quota 'api_requests_per_day' allows {meter.day_limit} and {meter.day.used} were answered today. "
         "It begins anew at midnight UTC; the platform administrator can raise it."
     )
-    extra = {"quota": "api_requests_per_day", "limit": meter.day_limit, "used": meter.day.used}
+    extra: dict[str, Any] = {"quota": "api_requests_per_day", "limit": meter.day_limit, "used": meter.day.used}
+    extra["allowed"] = meter.day_limit
     return Problem(429, "quota-exceeded", detail, headers={"Retry-After": str(seconds)}, extra=extra)
 
 

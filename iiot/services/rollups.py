@@ -50,7 +50,7 @@ _MARK_ALL = tenancy.sql(
 _PENDING = tenancy.sql(
     """
     SELECT tenant_id, signal_id, hour, xmin::text FROM iiot.rollup_1h
-    WHERE n = 0 AND hour < :before ORDER BY hour, tenant_id, signal_id LIMIT :limit
+    WHERE n = 0 AND hour < :before ORDER BY hour DESC, tenant_id, signal_id LIMIT :limit
     """
 )
 _STORE = tenancy.sql(
@@ -140,7 +140,7 @@ def mark_all(db: Session, since: datetime) -> None:
 
 
 def pending(db: Session, before: datetime, limit: int) -> list[Pending]:
-    """Up to `limit` hours that began before `before` and wait, oldest first."""
+    """Up to `limit` hours that began before `before` and wait, newest first: late data keeps no recent hour waiting."""
     return [Pending(*row) for row in db.execute(_PENDING, {"before": before, "limit": limit})]
 
 

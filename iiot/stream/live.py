@@ -1,4 +1,4 @@
-"""The tailer that sends telemetry to people: rows of the log become events in the rooms that somebody listens to.
+"""The tailer that sends telemetry to people: rows of the log become events in the rooms that somebody listens to. Late data is not sent.
 
 Who listens is asked after the rows have been read, and a client is told that it is subscribed only when its worker is in the room. So every row
 that was not yet readable then is sent to it, and every older one is in the database: nothing falls between.
@@ -32,7 +32,7 @@ class LiveEffect:
         """Publish what somebody listens to. `cursor` in an event: everything up to there was sent before."""
         rooms = events.listened()
         tenants = self._tenants(db, {room.split(":", 2)[1] for room in rooms}) if rooms else set()
-        if tenants.intersection(row.tenant_id for row in batch.rows):
+        if tenants.intersection(row.tenant_id for row in batch.rows if not row.late):
             self._publish(db, batch, rooms, tenants)
         now = time.monotonic()
         if now >= self._progress_due:
@@ -40,7 +40,7 @@ class LiveEffect:
             self._progress_due = now + PROGRESS_SECONDS
 
     def _publish(self, db: Session, batch: Batch, rooms: set[str], tenants: set[int]) -> None:
-        readings = batch.readings(tenants)
+        readings = batch.live_readings(tenants)
         device_ids = self._directory.device_ids(db, readings)
         heard = {
             int(id_): wanted for id_ in np.unique(device_ids) if id_ > 0 and (wanted := self._wanted(int(id_), rooms))

@@ -24,6 +24,7 @@ from iiot.services.batchlog import (
     newest,
     position,
     read_columns,
+    read_live,
     read_rows,
 )
 from iiot.tenancy import sql
@@ -62,6 +63,10 @@ class Batch:
     def readings(self, tenants: Collection[int] | None = None) -> Readings:
         """The readings of all rows, or of some tenants' rows."""
         return read_columns(self.db, self.after, self.rows, tenants)
+
+    def live_readings(self, tenants: Collection[int]) -> Readings:
+        """The readings of some tenants' rows, without late data."""
+        return read_live(self.db, self.after, self.rows, tenants)
 
 
 class Lag(NamedTuple):

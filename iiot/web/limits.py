@@ -113,7 +113,11 @@ def _refuse(name: str, keys: tuple[str, ...]) -> Problem:
     metrics.limited.labels(name).inc()
     seconds = _counter().seconds_left(LIMITS[name], name, *keys)
     return Problem(
-        429, "rate-limited", f"Too many attempts. Try again in {seconds} s.", headers={"Retry-After": str(seconds)}
+        429,
+        "rate-limited",
+        f"Too many attempts. Try again in {seconds} s.",
+        headers={"Retry-After": str(seconds)},
+        extra={"limit": name, "allowed": str(LIMITS[name])},
     )
 
 
@@ -173,4 +177,5 @@ def _spend_message(uid: str) -> None:
             f"This device sends too much: {settings.device_burst} messages at once and {settings.device_rate} a second are allowed. "
             f"Send several readings in one message, and go on in {after} s."
         )
-        raise Problem(429, "rate-limited", detail, headers={"Retry-After": str(after)})
+        extra = {"limit": "messages_per_second", "allowed": settings.device_rate}
+        raise Problem(429, "rate-limited", detail, headers={"Retry-After": str(after)}, extra=extra)

@@ -46,6 +46,9 @@ _PROBLEM = {
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "What is wrong and what to do."},
         "request_id": {"type": "string"},
+        "limit": {"description": "The name of the limit that was passed; where `quota` names it, its value."},
+        "allowed": {"description": "What that limit allows."},
+        "retry_after": {"type": "integer", "description": "Seconds, as in Retry-After."},
         "errors": {
             "type": "array",
             "items": {

@@ -71,7 +71,7 @@ def request_id() -> str:
 
 
 def document(problem: Problem, request_id: str) -> dict[str, Any]:
-    """The members of RFC 9457 section 3.1, the request's id, and what the problem adds."""
+    """The members of RFC 9457 section 3.1, the request's id, the seconds of Retry-After, and what the problem adds."""
     body: dict[str, Any] = {
         "type": TYPE_PREFIX + problem.code,
         "title": problem.title,
@@ -81,6 +81,8 @@ def document(problem: Problem, request_id: str) -> dict[str, Any]:
     }
     if problem.errors is not None:
         body["errors"] = problem.errors
+    if problem.headers.get("Retry-After", "").isdigit():
+        body["retry_after"] = int(problem.headers["Retry-After"])
     return body | problem.extra
 
 

@@ -159,9 +159,11 @@ def test_readings_over_the_days_quota_are_refused_until_midnight(person: Make) -
     assert (problem["quota"], problem["limit"]) == ("readings_per_day", 5)
     assert 0 < int(answer.headers["Retry-After"]) <= 86_401
     outcome = factories.store(thing.uid, d=1.0)[0]
-    assert (outcome.status, outcome.code, outcome.limit) == ("rejected", "readings-quota", "5")
+    told_of = (outcome.status, outcome.code, outcome.limit, outcome.allowed)
+    assert told_of == ("rejected", "readings-quota", "readings_per_day", 5)
     told = translate.outcome(outcome).refusals[0]
-    assert (told.code, told.limit, told.retry_after) == ("readings-quota", "5", outcome.retry_after), "what MQTT tells"
+    assert told.code == "readings-quota", "what MQTT tells"
+    assert (told.limit, told.allowed, told.retry_after) == ("readings_per_day", 5, outcome.retry_after)
     assert factories.rows("SELECT count(*) FROM iiot.signal WHERE tenant_id = %s", one.tenant.tenant_id) == [(3,)]
 
     for number in range(20):
@@ -197,7 +199,8 @@ def test_signals_per_device_are_limited(person: Make) -> None:
     thing = make_thing(one.tenant)
     outcome = factories.store(thing.uid, a=1.0, b=2.0, c=3.0)[0]
     assert outcome.accepted == 2
-    assert [(each.code, each.limit) for each in outcome.rejected] == [("signal-quota", "2")]
+    told = [(each.code, each.limit, each.allowed) for each in outcome.rejected]
+    assert told == [("signal-quota", "signals_per_device", 2)]
 
 
 def test_requests_over_the_days_quota_are_refused(person: Make) -> None:

@@ -113,8 +113,8 @@ def test_cbor_and_senml_are_stored(admin: Person, thing: Thing, payload: bytes, 
 def test_of_an_oversized_payload_the_beginning_is_kept(admin: Person, thing: Thing) -> None:
     payload = b'{"text": "' + b"x" * 262_144 + b'"}'
     assert send(admin, thing, payload).status_code == 413
-    kept = factories.rows("SELECT payload FROM iiot.rejected_message ORDER BY id DESC LIMIT 1")
-    assert bytes(kept[0][0]) == payload[: 64 * 1024]
+    kept = factories.rows("SELECT payload, size FROM iiot.rejected_message ORDER BY id DESC LIMIT 1")
+    assert (bytes(kept[0][0]), kept[0][1]) == (payload[: 256 * 1024], len(payload))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,8 @@ def test_new_keys_beyond_the_signal_quota_are_refused(person: Make) -> None:
     thing = make_thing(one.tenant)
     body = send(one, thing, {"a": 1, "b": 2, "c": 3}).get_json()
     assert body["stored"] == 2
-    assert (body["rejected"][0]["code"], body["rejected"][0]["limit"]) == ("signal-quota", "2")
+    told = body["rejected"][0]
+    assert (told["code"], told["limit"], told["allowed"]) == ("signal-quota", "signals_per_device", 2)
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_what_the_parser_refused_is_kept_with_its_payload(device: DeviceRow) -> 
     )
     ((code, reason, stored, size, details),) = kept(device)
     assert (code, reason, size, details) == ("not-utf-8", "The payload is not UTF-8.", len(payload), None)
-    assert bytes(stored) == payload[: 64 * 1024]
+    assert bytes(stored) == payload[: 256 * 1024]
 
 
 def test_rejections_of_the_parser_are_kept_beside_the_good_readings(device: DeviceRow) -> None:

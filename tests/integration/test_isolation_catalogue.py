@@ -49,6 +49,7 @@ KEYS_OF_THE_PORTAL = {
     "uq_plan_uid": "random, 130 bits",
     "uq_plan_name": "of the platform; closed to the tenants' role",
     "uq_command_uid": "random, 130 bits",
+    "uq_rejected_message_uid": "random, 130 bits",
     "uq_site_uid": "random, 130 bits: a collision tells nothing",
     "uq_role_uid": "random, 130 bits",
     "uq_invitation_uid": "random, 130 bits",

@@ -142,7 +142,7 @@ def test_signals_beyond_the_quota_are_refused(
     with online(mosquitto, device) as connected:
         connected.publish(f"iiot/{device.uid}/up/telemetry", b'{"a":1,"b":2,"c":3}')
         [notice] = eventually(lambda: notices(connected, "error"))
-        assert (notice["code"], notice["limit"]) == ("signal-quota", "2")
+        assert (notice["code"], notice["limit"], notice["allowed"]) == ("signal-quota", "signals_per_device", 2)
         assert device.readings == 2
 
 

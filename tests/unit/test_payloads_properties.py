@@ -35,7 +35,7 @@ def outcome(payload: bytes) -> tuple[Any, ...]:
     try:
         parsed = parse(payload, None, NOW)
     except PayloadError as error:
-        return error.code, error.reason, error.limit
+        return error.code, error.reason, error.limit, error.allowed
     for ts, values in parsed.items:
         assert NOW - payloads.MAX_AGE_MS <= ts <= NOW + payloads.MAX_AHEAD_MS
         assert values
@@ -51,7 +51,7 @@ def carefully(payload: bytes) -> tuple[Any, ...]:
     try:
         parsed: Parsed = payloads._parse_carefully(payload, None, NOW)
     except PayloadError as error:
-        return error.code, error.reason, error.limit
+        return error.code, error.reason, error.limit, error.allowed
     return parsed.items, parsed.rejected, parsed.ack
 
 

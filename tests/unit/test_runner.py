@@ -26,7 +26,7 @@ class MemoryStore:
         self.states: list[tuple[str, bool]] = []
         self.fail: Callable[[Sequence[Incoming]], None] = lambda _: None
 
-    def ingest(self, messages: Sequence[Incoming], /) -> Outcomes:
+    def ingest(self, messages: Sequence[Incoming], /, *, late: bool = False) -> Outcomes:
         self.fail(messages)
         self.batches.append([message.uid for message in messages])
         outcomes = Outcomes()
