@@ -27,10 +27,11 @@ from sqlalchemy import func, or_, select
 
 from iiot import auth, config, logs, tenancy
 from iiot.broker import read_user_name
+from iiot.embedded.bootstrap import server_names, tls_files
 from iiot.embedded.mqtt import ADAPTER
 from iiot.errors import Problem
 from iiot.models import Credential, Device, Tenant
-from iiot.services import credentials
+from iiot.services import authority, credentials
 
 log = structlog.get_logger(__name__)
 CHECK_SECONDS = 2.0
@@ -166,12 +167,19 @@ class Subscriptions(dict[str, list[Any]]):
         return iter(list(super().keys()))
 
 
-def make(bind: str, gate: Gate) -> Broker:
-    """A broker for `bind` that admits whom the gate admits; start() it."""
+def make(settings: config.Settings, gate: Gate) -> Broker:
+    """A broker that admits whom the gate admits, over TCP, TLS and WebSocket; start() it. It takes no certificates of devices."""
     amqtt.broker.BrokerProtocolHandler = guarded(gate)
+    pki = authority.ours()
+    tls_files(pki, server_names(settings))
+    tls = {"ssl": True, "certfile": str(pki.folder / "server.crt"), "keyfile": str(pki.folder / "server.key")}
     broker = Broker(
         {
-            "listeners": {"default": {"type": "tcp", "bind": bind, "max_connections": 1000}},
+            "listeners": {
+                "default": {"type": "tcp", "bind": settings.mqtt_bind, "max_connections": 1000},
+                "tls": {"type": "tcp", "bind": settings.mqtt_tls_bind, "max_connections": 1000, **tls},
+                "ws": {"type": "ws", "bind": settings.mqtt_ws_bind, "max_connections": 1000},
+            },
             "plugins": {f"{__package__}.amqtt_broker.{plugin}": {} for plugin in ("Welcome", "Topics")},
         }
     )
@@ -196,7 +204,7 @@ async def serve(settings: config.Settings) -> None:
     if not password:
         raise config.SettingsError("IIOT_MQTT_URL does not name the adapter's password.")
     gate = Gate(password)
-    broker = make(settings.mqtt_bind, gate)
+    broker = make(settings, gate)
     await broker.start()
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
