@@ -221,6 +221,7 @@ def test_a_certificate_that_the_list_does_not_know_opens_nothing(
     assert device.admitted, "Mosquitto does not ask the plugin about certificates"
     assert not device.subscribe(f"iiot/{pump.uid}/down/#")
     device.close()
+    revoke(proof)
 
 
 def test_a_disabled_or_removed_device_does_not_get_in(mosquitto: MosquittoServer, pump: Device, folder: Path) -> None:
