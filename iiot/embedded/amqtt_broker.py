@@ -1,8 +1,9 @@
 """`python -m iiot.embedded.amqtt_broker`: the MQTT broker where Mosquitto cannot be installed, for trials and small sites.
 
 amqtt 0.12.1 looks up and even takes over sessions before it has authenticated, sends last wills without asking whether
-their topic is allowed, and loses messages when somebody subscribes while it distributes. All three are mended here; the
-version is pinned, and tests/integration/test_amqtt_broker.py shows each.
+their topic is allowed, loses messages when somebody subscribes while it distributes, and sends whoever connects the
+retained messages of everybody's subscriptions. All four are mended here; the version is pinned, and
+tests/integration/test_amqtt_broker.py and test_mqtt_matrix.py show each.
 """
 
 import asyncio
@@ -168,13 +169,21 @@ class Subscriptions(dict[str, list[Any]]):
         return iter(list(super().keys()))
 
 
+class Fenced(Broker):  # type: ignore[misc]
+    """amqtt's broker, which sends retained messages to those alone who have subscribed to them."""
+
+    async def _publish_retained_messages_for_subscription(self, subscription: Any, session: Session) -> None:
+        if any(subscriber is session for subscriber, _ in self._subscriptions.get(subscription[0], ())):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
+
+
 def make(settings: config.Settings, gate: Gate) -> Broker:
     """A broker that admits whom the gate admits, over TCP, TLS and WebSocket; start() it. It takes no certificates of devices."""
     amqtt.broker.BrokerProtocolHandler = guarded(gate)
     pki = authority.ours()
     tls_files(pki, server_names(settings))
     tls = {"ssl": True, "certfile": str(pki.folder / "server.crt"), "keyfile": str(pki.folder / "server.key")}
-    broker = Broker(
+    broker = Fenced(
         {
             "listeners": {
                 "default": {"type": "tcp", "bind": settings.mqtt_bind, "max_connections": 1000},
