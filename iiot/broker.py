@@ -3,9 +3,10 @@
 Each device is a client of the broker with its uid as user name **and** as client id (without the latter a device could
 take over another one's session), and a role of its own, because Mosquitto 2.0 knows no patterns in roles. The plugin knows
 one password per user name, so a device with several credentials has several names: the first logs in as `<uid>`, the
-others as `<uid>.<slot>`, all of them with the client id `<uid>` and the one role of the device. The plugin is
-spoken to over `$CONTROL/dynamic-security/v1`; each call makes a short connection in the calling thread, so that it is
-safe in threads and greenlets alike. Without `mqtt_admin_url`, or with amqtt (which reads the database itself), the calls
+others as `<uid>.<slot>`, all of them with the client id `<uid>` and the one role of the device. A certificate logs in
+under its whole subject, which names the device and the certificate: so each can be shut out alone, at once, whatever the
+list of revoked certificates says. Mosquitto does not ask the plugin at such a login, only at every topic; therefore the
+client of a certificate is removed where a token's is disabled. Without `mqtt_admin_url`, or with amqtt (which reads the database itself), the calls
 do nothing.
 
 Source: mosquitto.org/documentation/dynamic-security, and the plugin's source of Mosquitto 2.0.11.
@@ -15,26 +16,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import secrets
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from iiot import config, ids
-from iiot.models import Credential, Device
+from iiot.dynsec import ADMIN, BrokerError, Exchange
+from iiot.models import Credential, Device, DeviceCertificate
 
-CONTROL: Final = "$CONTROL/dynamic-security/v1"
-RESPONSE: Final = "$CONTROL/dynamic-security/v1/response"
-TIMEOUT: Final = 2.0
 PAGE: Final = 500
 # Mosquitto 2.0.11: PBKDF2-HMAC-SHA512, 12 bytes of salt, 64 of hash, 101 rounds. Few, but a token has 256 random bits.
 ITERATIONS: Final = 101
@@ -43,7 +37,7 @@ HASH_BYTES: Final = 64
 # Credentials that a device may have at once. Slot 1 is the plain name.
 MAX_SLOTS: Final = 5
 ADAPTER: Final = "iiot-adapter"
-ADMIN: Final = "iiot-admin"
+SUBJECT: Final = re.compile("CN=([a-z2-7]{26}),serialNumber=[a-z2-7]{26}")
 
 DEFAULT_ACCESS: Final = {
     "publishClientSend": False,
@@ -51,14 +45,6 @@ DEFAULT_ACCESS: Final = {
     "subscribe": False,
     "unsubscribe": True,
 }
-
-
-class BrokerUnavailable(Exception):
-    """The broker does not answer, or refuses the administrator."""
-
-
-class BrokerError(Exception):
-    """The broker answered that it cannot do what was asked."""
 
 
 def user_name(uid: str, slot: int) -> str:
@@ -72,6 +58,20 @@ def read_user_name(user: str) -> tuple[str, int] | None:
     slot = int(number) if number.isascii() and number.isdigit() and len(number) == 1 else 1
     known = ids.is_uid(uid) and 1 <= slot <= MAX_SLOTS and user == user_name(uid, slot)
     return (uid, slot) if known else None
+
+
+def certificate_user(uid: str, certificate_uid: str) -> str:
+    """The name under which a certificate logs in: its subject as RFC 2253 writes it (the last part first)."""
+    return f"CN={uid},serialNumber={certificate_uid}"
+
+
+def owner(user: str) -> str | None:
+    """The device behind a user name, of a token or of a certificate; None for any other name."""
+    login = read_user_name(user)
+    if login is not None:
+        return login[0]
+    subject = SUBJECT.fullmatch(user)
+    return subject[1] if subject and ids.is_uid(subject[1]) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,22 @@ class StoredLogin:
     def mark(self) -> str:
         """See `token_mark`."""
         return self.salt.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCertificate:
+    """What the database knows of a certificate that opens something now: its device is enabled."""
+
+    uid: str
+    certificate_uid: str
+    issued_at: datetime
+    enabled: bool = True
+    mark: str = "certificate"
+
+    @property
+    def user(self) -> str:
+        """See `certificate_user`."""
+        return certificate_user(self.uid, self.certificate_uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +158,23 @@ def stored_logins(db: Session) -> list[StoredLogin]:
     return [StoredLogin(*row) for row in rows]
 
 
-def dynsec_document(logins: Iterable[StoredLogin], passwords: Mapping[str, str]) -> dict[str, Any]:
+def stored_certificates(db: Session) -> list[StoredCertificate]:
+    """Every certificate of every device that opens something now. For a session of the scope "provision"."""
+    rows = db.execute(
+        select(Device.uid, DeviceCertificate.uid, DeviceCertificate.created_at)
+        .join(
+            DeviceCertificate,
+            (DeviceCertificate.tenant_id == Device.tenant_id) & (DeviceCertificate.device_id == Device.id),
+        )
+        .where(Device.enabled, DeviceCertificate.revoked_at.is_(None), DeviceCertificate.expires_at > func.now())
+        .order_by(Device.uid, DeviceCertificate.uid)
+    )
+    return [StoredCertificate(*row) for row in rows]
+
+
+def dynsec_document(
+    logins: Iterable[StoredLogin], passwords: Mapping[str, str], certificates: Iterable[StoredCertificate] = ()
+) -> dict[str, Any]:
     """The plugin's whole configuration file, as the database knows it.
 
     `passwords` are those of the service users (ADAPTER, ADMIN); they are bound to no client id, because no device may
@@ -162,6 +194,9 @@ def dynsec_document(logins: Iterable[StoredLogin], passwords: Mapping[str, str])
             entry["disabled"] = True
         clients.append(entry)
         uids.add(login.uid)
+    for each in certificates:
+        clients.append(_without_password(each.uid, each.certificate_uid))
+        uids.add(each.uid)
     roles += [{"rolename": _role(uid), "acls": _device_acls(uid)} for uid in sorted(uids)]
     return {"defaultACLAccess": DEFAULT_ACCESS, "clients": clients, "groups": [], "roles": roles}
 
@@ -180,6 +215,15 @@ def add_login(uid: str, token: str, slot: int = 1) -> None:
         changed, enabled = _ask([{"command": "modifyClient", **client}, {"command": "enableClient", "username": user}])
         _expect(changed)
         _expect(enabled)
+
+
+def add_certificate(uid: str, certificate_uid: str) -> None:
+    """Give a certificate of a device the device's topics. Nobody logs in under its name with a password."""
+    role = {"command": "createRole", "rolename": _role(uid), "acls": _device_acls(uid)}
+    client = {"command": "createClient", **_without_password(uid, certificate_uid)}
+    role_answer, answer = _ask([role, client])
+    _expect(role_answer, "Role already exists")
+    _expect(answer, "Client already exists")
 
 
 def remove_login(user: str) -> None:
@@ -221,7 +265,7 @@ def list_logins() -> list[BrokerLogin]:
         found += [
             BrokerLogin(client["username"], not client.get("disabled", False), client.get("textname", ""))
             for client in clients
-            if read_user_name(client["username"]) is not None
+            if owner(client["username"]) is not None
         ]
         offset += len(clients)
         if not clients or offset >= answer["data"].get("totalCount", 0):
@@ -283,6 +327,11 @@ def _role(uid: str) -> str:
     return f"device-{uid}"
 
 
+def _without_password(uid: str, certificate_uid: str) -> dict[str, Any]:
+    user = certificate_user(uid, certificate_uid)
+    return {"username": user, "textname": "certificate", "roles": [{"rolename": _role(uid)}]}
+
+
 def _client(username: str, salt: bytes, hashed: bytes, iterations: int) -> dict[str, Any]:
     return {
         "username": username,
@@ -311,80 +360,4 @@ def _ask(commands: Sequence[Mapping[str, Any]], clear: Sequence[str] = ()) -> li
     if not is_managed():
         empty = {"clients": [], "acls": [{"acltype": kind, "allow": allow} for kind, allow in DEFAULT_ACCESS.items()]}
         return [{"command": command["command"], "data": empty} for command in commands]
-    return _Exchange(str(settings.mqtt_admin_url)).run(commands, clear)
-
-
-class _Exchange:
-    """One short connection to the plugin. paho's loop runs in the calling thread."""
-
-    def __init__(self, url: str) -> None:
-        self.parts = urlsplit(url)
-        # Random: several processes may talk to the broker at once, and each has to get its own answer.
-        self.client = Client(
-            CallbackAPIVersion.VERSION2,
-            f"{ADMIN}-{secrets.token_hex(8)}",
-            protocol=MQTTProtocolVersion.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        self.client.username_pw_set(unquote(self.parts.username or ""), unquote(self.parts.password or ""))
-        self.client.connect_timeout = TIMEOUT
-        if self.parts.scheme == "mqtts":
-            self.client.tls_set()
-        self.refusal: str | None = None
-        self.connected = False
-        self.subscribed = False
-        self.answers: dict[str, dict[str, Any]] = {}
-        self.client.on_connect = self._on_connect
-        self.client.on_subscribe = self._on_subscribe
-        self.client.on_message = self._on_message
-        self.deadline = time.monotonic() + TIMEOUT
-
-    def run(self, commands: Sequence[Mapping[str, Any]], clear: Sequence[str]) -> list[dict[str, Any]]:
-        """One answer per command, in order. Raises BrokerUnavailable after TIMEOUT seconds."""
-        marks = [f"{number}-{secrets.token_hex(4)}" for number in range(len(commands))]
-        marked = [{**command, "correlationData": mark} for command, mark in zip(commands, marks, strict=True)]
-        try:
-            self.client.connect(self.parts.hostname or "", self.parts.port or 1883, keepalive=30)
-            self._wait(lambda: self.connected)
-            self.client.subscribe(RESPONSE, qos=1)
-            self._wait(lambda: self.subscribed)
-            self.client.publish(CONTROL, json.dumps({"commands": marked}), qos=1)
-            cleared = [self.client.publish(topic, b"", qos=1, retain=True) for topic in clear]
-            self._wait(lambda: len(self.answers) >= len(marks) and all(info.is_published() for info in cleared))
-            self.client.disconnect()
-        except OSError as error:
-            where = f"{self.parts.hostname}:{self.parts.port}"
-            raise BrokerUnavailable(f"the broker at {where} cannot be reached: {error}") from error
-        finally:
-            self._close()
-        return [self.answers[mark] for mark in marks]
-
-    def _wait(self, done: Callable[[], bool]) -> None:
-        while not done():
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                raise BrokerUnavailable(f"the broker did not answer within {TIMEOUT:.0f} seconds")
-            code = self.client.loop(min(left, 0.5))
-            if self.refusal is not None:
-                raise BrokerUnavailable(self.refusal)
-            if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                raise BrokerUnavailable(f"the broker ended the connection: {code.name}")
-
-    def _close(self) -> None:
-        sock = self.client.socket()
-        if sock is not None:
-            sock.close()
-
-    def _on_connect(self, _client: Client, _userdata: Any, _flags: Any, code: Any, _properties: Any) -> None:
-        if code.is_failure:
-            self.refusal = f"the broker refused the administrator: {code}; check IIOT_MQTT_ADMIN_URL"
-        self.connected = not code.is_failure
-
-    def _on_subscribe(self, _client: Client, _userdata: Any, _mid: int, codes: list[Any], _properties: Any) -> None:
-        if any(code.is_failure for code in codes):
-            self.refusal = "the broker's user of IIOT_MQTT_ADMIN_URL is no administrator of dynamic security"
-        self.subscribed = True
-
-    def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
-        for answer in json.loads(message.payload).get("responses", ()):
-            self.answers[str(answer.get("correlationData", ""))] = answer
+    return Exchange(str(settings.mqtt_admin_url)).run(commands, clear)

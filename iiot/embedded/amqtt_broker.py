@@ -1,8 +1,9 @@
 """`python -m iiot.embedded.amqtt_broker`: the MQTT broker where Mosquitto cannot be installed, for trials and small sites.
 
 amqtt 0.12.1 looks up and even takes over sessions before it has authenticated, sends last wills without asking whether
-their topic is allowed, and loses messages when somebody subscribes while it distributes. All three are mended here; the
-version is pinned, and tests/integration/test_amqtt_broker.py shows each.
+their topic is allowed, loses messages when somebody subscribes while it distributes, and sends whoever connects the
+retained messages of everybody's subscriptions. All four are mended here; the version is pinned, and
+tests/integration/test_amqtt_broker.py and test_mqtt_matrix.py show each.
 """
 
 import asyncio
@@ -27,13 +28,14 @@ from sqlalchemy import func, or_, select
 
 from iiot import auth, config, logs, tenancy
 from iiot.broker import read_user_name
+from iiot.embedded.bootstrap import server_names, tls_files
 from iiot.embedded.mqtt import ADAPTER
 from iiot.errors import Problem
 from iiot.models import Credential, Device, Tenant
-from iiot.services import credentials
+from iiot.services import authority, credentials
 
 log = structlog.get_logger(__name__)
-CHECK_SECONDS = 2.0
+CHECK_SECONDS = 0.5
 # The role of the database that reads credentials has five connections per process.
 CHECKS_AT_ONCE = 4
 
@@ -44,7 +46,8 @@ def allowed(user: str, topic: str, action: Action) -> bool:
         return topic.startswith("iiot/")
     login = read_user_name(user)
     way = "up" if action == Action.PUBLISH else "down"
-    return login is not None and topic.startswith(f"iiot/{login[0]}/{way}/")
+    # As in a pattern of MQTT, "up/#" is also "up".
+    return login is not None and f"{topic}/".startswith(f"iiot/{login[0]}/{way}/")
 
 
 class Gate:
@@ -166,12 +169,27 @@ class Subscriptions(dict[str, list[Any]]):
         return iter(list(super().keys()))
 
 
-def make(bind: str, gate: Gate) -> Broker:
-    """A broker for `bind` that admits whom the gate admits; start() it."""
+class Fenced(Broker):  # type: ignore[misc]
+    """amqtt's broker, which sends retained messages to those alone who have subscribed to them."""
+
+    async def _publish_retained_messages_for_subscription(self, subscription: Any, session: Session) -> None:
+        if any(subscriber is session for subscriber, _ in self._subscriptions.get(subscription[0], ())):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
+
+
+def make(settings: config.Settings, gate: Gate) -> Broker:
+    """A broker that admits whom the gate admits, over TCP, TLS and WebSocket; start() it. It takes no certificates of devices."""
     amqtt.broker.BrokerProtocolHandler = guarded(gate)
-    broker = Broker(
+    pki = authority.ours()
+    tls_files(pki, server_names(settings))
+    tls = {"ssl": True, "certfile": str(pki.folder / "server.crt"), "keyfile": str(pki.folder / "server.key")}
+    broker = Fenced(
         {
-            "listeners": {"default": {"type": "tcp", "bind": bind, "max_connections": 1000}},
+            "listeners": {
+                "default": {"type": "tcp", "bind": settings.mqtt_bind, "max_connections": 1000},
+                "tls": {"type": "tcp", "bind": settings.mqtt_tls_bind, "max_connections": 1000, **tls},
+                "ws": {"type": "ws", "bind": settings.mqtt_ws_bind, "max_connections": 1000},
+            },
             "plugins": {f"{__package__}.amqtt_broker.{plugin}": {} for plugin in ("Welcome", "Topics")},
         }
     )
@@ -196,7 +214,7 @@ async def serve(settings: config.Settings) -> None:
     if not password:
         raise config.SettingsError("IIOT_MQTT_URL does not name the adapter's password.")
     gate = Gate(password)
-    broker = make(settings.mqtt_bind, gate)
+    broker = make(settings, gate)
     await broker.start()
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):

@@ -1,18 +1,23 @@
 """What the supervisor asks of the database, in short processes of their own, so that it stays small itself.
 
-`python -m iiot.embedded.bootstrap prepare` migrates and makes the first administrator; `broker-document` prints the
-dynamic-security file for Mosquitto. Each prints one JSON object; its keys are described at the functions.
+`python -m iiot.embedded.bootstrap prepare` migrates and makes the first administrator; `broker-files` prints the files
+for Mosquitto. Each prints one JSON object; its keys are described at the functions.
 """
 
 import json
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from iiot import config
 from iiot.embedded.account import Account
 from iiot.embedded.datadir import FIRST_ADMIN
+
+if TYPE_CHECKING:
+    from iiot.services import authority
 
 
 def prepare() -> dict[str, Any]:
@@ -32,30 +37,42 @@ def prepare() -> dict[str, Any]:
         if password is not None:
             Account().make_dir(note.parent)
             Account().write(note, json.dumps({"email": email, "password": password}))
-    document = broker_document() if settings.mqtt_admin_url else None
-    return {"revision": schema.revisions(settings)[0], "admin": email, "broker": document}
+    files = broker_files() if settings.mqtt_admin_url else None
+    return {"revision": schema.revisions(settings)[0], "admin": email, "broker": files}
 
 
-def broker_document() -> dict[str, Any]:
-    """The dynamic-security file: all devices of all tenants, and the service users."""
+def broker_files() -> dict[str, str]:
+    """The files of Mosquitto, name → text: the dynamic-security file with all devices of all tenants and the service users, and what TLS needs."""
     from iiot import broker, tenancy
     from iiot.embedded.mqtt import ServiceUsers
+    from iiot.services import authority, revocations
 
     settings = config.load()
     with tenancy.work(tenancy.system("provision")) as db:
-        logins = broker.stored_logins(db)
+        revocations.reconcile(db)
+        logins, certificates = broker.stored_logins(db), broker.stored_certificates(db)
     passwords = ServiceUsers(Path(settings.data_dir) / "secrets").passwords()
-    return service_document(logins, passwords)
+    security = broker.dynsec_document(logins, passwords, certificates)
+    pki = authority.ours()
+    crl = {"devices.crl": settings.crl_file.read_text()}
+    return {"dynamic-security.json": json.dumps(security)} | tls_files(pki, server_names(settings)) | crl
 
 
-def service_document(logins: Sequence[Any], passwords: Mapping[str, str]) -> dict[str, Any]:
-    """The file for these logins of devices and the two service users (user → password)."""
-    from iiot import broker
-
-    return broker.dynsec_document(logins, passwords)
+def tls_files(pki: "authority.Pki", names: Iterable[str]) -> dict[str, str]:
+    """`server.crt` and `server.key` of the broker, and `device-ca.crt`, which its clients' certificates must be of."""
+    return pki.server_files(names) | {"device-ca.crt": pki.authority("device").pem}
 
 
-TASKS = {"prepare": prepare, "broker-document": broker_document}
+def server_names(settings: config.Settings) -> set[str]:
+    """The names and addresses by which devices reach the embedded broker on this machine."""
+    binds = (settings.mqtt_bind, settings.mqtt_tls_bind, settings.mqtt_cert_bind, settings.mqtt_public)
+    hosts = {config.split_bind(bind)[0] for bind in (*binds, settings.mqtt_cert_public) if bind}
+    if settings.public_url:
+        hosts.add(urlsplit(settings.public_url).hostname or "")
+    return {"localhost", "127.0.0.1", "::1", socket.gethostname()} | (hosts - {"", "0.0.0.0", "::"})  # noqa: S104
+
+
+TASKS = {"prepare": prepare, "broker-files": broker_files}
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(TASKS[sys.argv[1]]()) + "\n")

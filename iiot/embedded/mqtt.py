@@ -1,6 +1,5 @@
 """The MQTT broker of the embedded stack: Mosquitto with its dynamic-security plugin, or amqtt where that is not installed."""
 
-import json
 import os
 import secrets
 import shutil
@@ -11,7 +10,6 @@ import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from iiot.embedded import EmbeddedError
 from iiot.embedded.account import Account
@@ -54,23 +52,43 @@ class ServiceUsers:
 class Mosquitto:
     """A private Mosquitto under `<base>/mosquitto`.
 
-    `document` gives the content of the dynamic-security file, made from the database; it is called before every start.
-    When it raises EmbeddedError (the database is away), the file of the last start serves.
+    `files` gives what lies in its folder beside the configuration, name → text: the dynamic-security file, made from the
+    database, and what TLS needs (`bootstrap.broker_files`). It is called before every start. When it raises EmbeddedError
+    (the database is away), the files of the last start serve. `binds`: what its listeners for devices bind to.
     """
 
     base: Path
     users: ServiceUsers
     logs: Path
-    host: str
-    port: int
+    binds: Mapping[str, tuple[str, int]]
     service_port: int
     account: Account
-    document: Callable[[], Mapping[str, Any]]
+    files: Callable[[], Mapping[str, str]]
 
     @property
     def folder(self) -> Path:
         """Configuration, dynamic-security file and persistence."""
         return self.base / "mosquitto"
+
+    @property
+    def host(self) -> str:
+        """Where devices connect without TLS."""
+        return self.binds["mqtt_bind"][0]
+
+    @property
+    def port(self) -> int:
+        """Where devices connect without TLS."""
+        return self.binds["mqtt_bind"][1]
+
+    @property
+    def crl_file(self) -> Path:
+        """The list of revoked certificates that the broker reads at SIGHUP."""
+        return self.folder / "devices.crl"
+
+    @property
+    def pid_file(self) -> Path:
+        """Its process id."""
+        return self.folder / "mosquitto.pid"
 
     @property
     def url(self) -> str:
@@ -88,20 +106,15 @@ class Mosquitto:
         if programs is None:
             raise EmbeddedError("Mosquitto with its dynamic-security plugin is not installed.")
         self.account.make_dir(self.folder)
-        security = self.folder / "dynamic-security.json"
         try:
-            self.account.write(security, json.dumps(self.document()))
+            for name, content in self.files().items():
+                self.account.write(self.folder / name, content)
         except EmbeddedError:
-            if not security.exists():
+            if not (self.folder / "dynamic-security.json").exists():
                 raise
-        values = {
-            "plugin": programs[1],
-            "dynamic_security": security,
-            "folder": self.folder,
-            "host": self.host,
-            "port": self.port,
-            "service_port": self.service_port,
-        }
+        values = {"plugin": programs[1], "folder": self.folder, "service_port": self.service_port}
+        for name, (host, port) in self.binds.items():
+            values |= {f"{name}_host": host, f"{name}_port": port}
         text = string.Template(TEMPLATE.read_text()).substitute(values)
         self.account.write(self.folder / "mosquitto.conf", text)
 
@@ -126,9 +139,18 @@ class Amqtt:
 
     users: ServiceUsers
     logs: Path
-    host: str
-    port: int
+    binds: Mapping[str, tuple[str, int]]
     environment: Mapping[str, str]
+
+    @property
+    def host(self) -> str:
+        """Where devices connect without TLS."""
+        return self.binds["mqtt_bind"][0]
+
+    @property
+    def port(self) -> int:
+        """Where devices connect without TLS."""
+        return self.binds["mqtt_bind"][1]
 
     @property
     def url(self) -> str:
@@ -141,7 +163,10 @@ class Amqtt:
             name="broker",
             argv=[sys.executable, "-m", "iiot.embedded.amqtt_broker"],
             log=self.logs / "broker.log",
-            environment={**self.environment, "IIOT_MQTT_BIND": f"{self.host}:{self.port}"},
+            environment={
+                **self.environment,
+                **{f"IIOT_{name.upper()}": join(*bind) for name, bind in self.binds.items()},
+            },
             folder=ROOT,
             ready=lambda: answers(reachable(self.host), self.port),
         )
@@ -158,6 +183,11 @@ def find_mosquitto() -> tuple[Path, Path] | None:
             if plugin.exists():
                 return Path(program), plugin
     return None
+
+
+def join(host: str, port: int) -> str:
+    """host:port, the inverse of `config.split_bind`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def reachable(host: str) -> str:

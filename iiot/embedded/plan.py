@@ -15,13 +15,13 @@ from iiot.embedded import EmbeddedError, ports
 from iiot.embedded.account import Account, current, service_dir
 from iiot.embedded.console import Console
 from iiot.embedded.datadir import DataDir
-from iiot.embedded.mqtt import ROOT, Amqtt, Mosquitto, ServiceUsers, find_mosquitto, reachable
+from iiot.embedded.mqtt import ROOT, Amqtt, Mosquitto, ServiceUsers, find_mosquitto, join, reachable
 from iiot.embedded.postgres import Postgres
 from iiot.embedded.process import Program, always
 from iiot.embedded.valkey import Valkey
 
 # What the portal itself listens on; a default port that is taken is replaced, a chosen one is not.
-BINDS = ("http_bind", "mqtt_bind", "coap_bind", "metrics_bind")
+BINDS = ("http_bind", "mqtt_bind", "mqtt_tls_bind", "mqtt_cert_bind", "mqtt_ws_bind", "coap_bind", "metrics_bind")
 UDP = ("coap_bind",)
 
 
@@ -66,20 +66,22 @@ def make(
     settings: Settings,
     data: DataDir,
     console: Console,
-    document: Callable[[], Mapping[str, Any]],
+    files: Callable[[], Mapping[str, str]],
     old: Mapping[str, Any],
 ) -> Plan:
     """Decide ports and make the launchers; raises EmbeddedError when a port that was asked for is taken.
 
-    `old` is the embedded.json of the last run, `document` gives the broker's clients (see mqtt.Mosquitto).
+    `old` is the embedded.json of the last run, `files` gives the broker's files (see mqtt.Mosquitto).
     """
     needs_servers = not (settings.database_url and settings.redis_url and settings.mqtt_url)
     account = current() if needs_servers else Account()
     plan = Plan(data, account)
     taken: set[int] = set()
     for name in BINDS:
-        is_wanted = {"mqtt_bind": settings.mqtt_url is None, "coap_bind": settings.coap_is_on}
-        if is_wanted.get(name, True):
+        is_wanted = (
+            settings.mqtt_url is None if name.startswith("mqtt_") else settings.coap_is_on or name != "coap_bind"
+        )
+        if is_wanted and (name != "mqtt_cert_bind" or find_mosquitto() is not None):
             plan.values[name] = _bind(settings, name, taken, console)
     if not settings.secret_key.get_secret_value():
         plan.values["secret_key"] = data.secret_key()
@@ -90,7 +92,7 @@ def make(
             console.warn("data", f"other users cannot enter {data.path}; the databases are in {base}")
         _databases(plan, settings, base, _inner_ports(old, taken))
         if settings.mqtt_url is None:
-            _broker(plan, base, console, document)
+            _broker(plan, base, console, files)
     return plan
 
 
@@ -102,7 +104,7 @@ def _bind(settings: Settings, name: str, taken: set[int], console: Console) -> s
             raise EmbeddedError(f"Port {wanted} of {config.PREFIX}{name.upper()} is taken by another program.")
         console.warn(name.partition("_")[0], f"port {wanted} is taken; {port} is used instead")
     taken.add(port)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join(host, port)
 
 
 def _inner_ports(old: Mapping[str, Any], taken: set[int]) -> Callable[[str], int]:
@@ -130,17 +132,18 @@ def _databases(plan: Plan, settings: Settings, base: Path, port: Callable[[str],
     plan.values["service_port"] = port("mqtt_url")
 
 
-def _broker(plan: Plan, base: Path, console: Console, document: Callable[[], Mapping[str, Any]]) -> None:
+def _broker(plan: Plan, base: Path, console: Console, files: Callable[[], Mapping[str, str]]) -> None:
     users = ServiceUsers(plan.data.secrets)
-    host, port = plan.bind("mqtt_bind")
     service_port = int(plan.values["service_port"])
+    binds = {name: plan.bind(name) for name in BINDS if name.startswith("mqtt_") and name in plan.values}
     if find_mosquitto() is not None:
-        broker = Mosquitto(base, users, plan.data.logs, host, port, service_port, plan.account, document)
+        broker = Mosquitto(base, users, plan.data.logs, binds, service_port, plan.account, files)
         plan.broker = broker
         plan.values |= {"mqtt_url": broker.url, "mqtt_admin_url": broker.admin_url, "mqtt_broker": "mosquitto"}
+        plan.values |= {"mqtt_crl_file": str(broker.crl_file), "mqtt_pid_file": str(broker.pid_file)}
         return
     console.warn("broker", "Mosquitto is not installed: amqtt serves MQTT 3.1.1 to some hundred messages/s, in memory")
-    plan.broker = Amqtt(users, plan.data.logs, host, port, plan.environment)
+    plan.broker = Amqtt(users, plan.data.logs, binds, plan.environment)
     plan.values |= {"mqtt_url": plan.broker.url, "mqtt_admin_url": None, "mqtt_broker": "amqtt"}
 
 

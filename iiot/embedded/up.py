@@ -35,7 +35,7 @@ class Up:
         self.data = DataDir(data_dir.absolute())
         self.supervisor = Supervisor(self.console, self._record, self._count)
         self.plan: plan.Plan
-        self._document: Mapping[str, Any] | None = None
+        self._files: Mapping[str, str] | None = None
         self._broker: Slot | None = None
         self._rebuilt = 0.0
         self._asked_admin = 0.0
@@ -70,7 +70,7 @@ class Up:
         self.data.remove("run.json")
         before = self.data.read_json("embedded.json")
         self.data.remove("embedded.json")
-        self.plan = plan.make(config.read(), self.data, self.console, self._broker_document, before)
+        self.plan = plan.make(config.read(), self.data, self.console, self._broker_files, before)
         self._serve_metrics()
         self._databases()
         self._prepare()
@@ -107,7 +107,7 @@ class Up:
 
     def _prepare(self) -> None:
         result = self._task("prepare")
-        self._document = result.get("broker")
+        self._files = result.get("broker")
         self._admin = self.data.first_admin() or {"email": result.get("admin"), "password": None}
         self.console.step("database", f"schema {result.get('revision')}, roles, first administrator")
 
@@ -166,7 +166,7 @@ class Up:
     def _write_run(self) -> None:
         content = {
             "http": self.plan.http,
-            "mqtt": self._address("mqtt_bind"),
+            "mqtt": self._mqtt(),
             "coap": self._address("coap_bind"),
             "amqp": None,
             "opcua": None,
@@ -182,6 +182,16 @@ class Up:
             return None
         host, port = self.plan.bind(name)
         return {"host": reachable(host), "port": port}
+
+    def _mqtt(self) -> dict[str, Any] | None:
+        """Where devices reach the broker, and by which authority's certificate they know it over TLS."""
+        address = self._address("mqtt_bind")
+        if address is None:
+            return None
+        for name in ("tls", "cert", "ws"):
+            other = self._address(f"mqtt_{name}_bind")
+            address[f"{name}_port"] = other and other["port"]
+        return address | {"ca_file": str(config.read().pki_folder.absolute() / "server-ca.crt")}
 
     def _every_second(self) -> None:
         now = time.monotonic()
@@ -217,10 +227,10 @@ class Up:
         finally:
             connection.close()
 
-    def _broker_document(self) -> Mapping[str, Any]:
+    def _broker_files(self) -> Mapping[str, str]:
         """What `prepare` has just made, else anew from the database."""
-        document, self._document = self._document, None
-        return document if document is not None else self._task("broker-document")
+        files, self._files = self._files, None
+        return files if files is not None else self._task("broker-files")
 
     def _task(self, name: str) -> dict[str, Any]:
         """Run a task of bootstrap.py in a process of its own; raises EmbeddedError with the end of what it said."""

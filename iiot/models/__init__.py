@@ -1,6 +1,7 @@
 """Tables only, one file per aggregate. Every tenant table leads its keys with `tenant_id`."""
 
 from iiot.models.base import SCHEMA, Base
+from iiot.models.certificates import DeviceCertificate
 from iiot.models.commands import Command
 from iiot.models.fleet import ConnectionEvent, Credential, Device, RejectedMessage, Signal, UsageDay
 from iiot.models.people import (
@@ -34,6 +35,7 @@ __all__ = [
     "ConnectionEvent",
     "Credential",
     "Device",
+    "DeviceCertificate",
     "Invitation",
     "Latest",
     "Limits",

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, selectinload
 from iiot import broker, cache, clock, ids, metrics, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from iiot.models import Device, Site
-from iiot.services import audit, credentials, quotas, roles, sites
+from iiot.services import audit, certificates, credentials, quotas, roles, sites
 from iiot.services.listing import Found, Wanted, escape_like, find
 from iiot.services.names import check_name
 from iiot.tenancy import ScopedSession
@@ -251,6 +251,7 @@ def _announce_enabled(db: Session, device: Device) -> None:
     uid, enabled = device.uid, device.enabled
     tenancy.after_commit(db, cache.forget_everywhere)
     credentials.tell_broker(db, "set_enabled", uid, lambda: broker.set_enabled(uid, enabled))
+    (certificates.let_in if enabled else certificates.shut_out)(db, device)
 
 
 def set_enabled(db: Session, uid: str, enabled: bool) -> Device:
@@ -262,6 +263,7 @@ def remove(db: Session, uid: str) -> None:
     """Delete a device with its credentials and signals. Its uid is never used again; readings are dropped by retention."""
     device = locked(db, uid)
     before = _noted(device)
+    certificates.shut_out(db, device)
     db.delete(device)
     db.flush()
     audit.record(db, "device.delete", ("device", uid), before=before)

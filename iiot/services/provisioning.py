@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,8 +10,10 @@ import structlog
 from prometheus_client import Gauge
 
 from iiot import broker, clock, tenancy
-from iiot.broker import BrokerLogin, StoredLogin, read_user_name
+from iiot.broker import BrokerLogin, StoredCertificate, StoredLogin
 from iiot.config import Settings, load
+
+Stored = StoredLogin | StoredCertificate
 
 # A device is told to the broker right after its commit. One so young that is missing is on its way.
 GRACE = timedelta(seconds=30)
@@ -27,7 +30,7 @@ log = structlog.get_logger("provisioning")
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """User names (`<uid>`, `<uid>.<slot>`) that differed. `missing`: not at the broker, or there with another token;
+    """User names (`<uid>`, `<uid>.<slot>`, subjects of certificates) that differed. `missing`: not at the broker, or there with another token;
     `extra`: there, but no device has such a credential now; `wrong_state`: let in while disabled, or the other way round."""
 
     missing: tuple[str, ...]
@@ -41,9 +44,9 @@ class Drift:
 def reconcile(settings: Settings | None = None) -> Drift:
     """Compare and mend; returns what was found.
 
-    Extra clients are removed, those of expired credentials among them, and wrong states set. A missing client cannot be made here, because its token is stored
-    nowhere: the embedded broker is asked to start again with a file made from the verifiers; for any other the log says
-    what to do. A client with another token than the newest is shut out at once. Raises BrokerUnavailable.
+    Extra clients are removed, those of expired credentials among them, and wrong states set. Clients of certificates have no password and are made
+    anew. The client of a token cannot be, because the token is stored nowhere: the embedded broker is asked to start again with a file made from
+    the verifiers; for any other the log says what to do. A client with another token than the newest is shut out at once. Raises BrokerUnavailable.
     """
     settings = settings or load()
     if not broker.is_managed():
@@ -53,7 +56,8 @@ def reconcile(settings: Settings | None = None) -> Drift:
     # In this order: a device reaches the broker after it is in the database, so an unknown client is really unknown.
     clients = {client.user: client for client in broker.list_logins()}
     with tenancy.work(tenancy.system("provision")) as db:
-        logins = {login.user: login for login in broker.stored_logins(db)}
+        stored: list[Stored] = [*broker.stored_logins(db), *broker.stored_certificates(db)]
+    logins = {login.user: login for login in stored}
     drift = compare(clients, logins)
     for kind in ("missing", "extra", "wrong_state"):
         drift_gauge.labels(kind).set(len(getattr(drift, kind)))
@@ -63,7 +67,7 @@ def reconcile(settings: Settings | None = None) -> Drift:
     return drift
 
 
-def compare(clients: dict[str, BrokerLogin], logins: dict[str, StoredLogin]) -> Drift:
+def compare(clients: Mapping[str, BrokerLogin], logins: Mapping[str, Stored]) -> Drift:
     """What differs between the broker's clients and the credentials, both by user name."""
     young = clock.now() - GRACE
     missing = [
@@ -79,34 +83,36 @@ def compare(clients: dict[str, BrokerLogin], logins: dict[str, StoredLogin]) -> 
     )
 
 
-def _mend(settings: Settings, drift: Drift, clients: dict[str, BrokerLogin], logins: dict[str, StoredLogin]) -> None:
-    enabled = {login.uid: login.enabled for login in logins.values()}
+def _mend(settings: Settings, drift: Drift, clients: Mapping[str, BrokerLogin], logins: Mapping[str, Stored]) -> None:
+    states = {login.uid: login.enabled for login in logins.values()}
     for user in drift.extra:
-        uid = _uid(user)
-        if uid in enabled:
+        uid = broker.owner(user) or user
+        if uid in states:
             broker.remove_login(user)
         else:
             broker.remove_device(uid)
-    for uid in {_uid(user) for user in drift.wrong_state}:
-        broker.set_enabled(uid, enabled[uid])
-    if not drift.missing:
-        return
+            broker.remove_login(user)
+    wrong = [logins[user] for user in drift.wrong_state]
+    for uid in {login.uid for login in wrong if isinstance(login, StoredLogin)}:
+        broker.set_enabled(uid, states[uid])
+    lost = [logins[user] for user in drift.missing]
     for user in drift.missing:
         if user in clients:
             # Its older token was revoked; until the newest one is there, nobody may come in with it.
             broker.remove_login(user)
+    for login in (*lost, *wrong):
+        if isinstance(login, StoredCertificate):
+            broker.remove_login(login.user)
+            broker.add_certificate(login.uid, login.certificate_uid)
+    tokens = [login.user for login in lost if isinstance(login, StoredLogin)]
+    if not tokens:
+        return
     folder = settings.data_dir / "mosquitto"
     if folder.is_dir():
         (folder / "rebuild").touch()
     else:
         log.error(
             "devices cannot log in at the broker; issue a new token for each: POST /api/v1/devices/<uid>/credentials",
-            devices=drift.missing[:20],
-            count=len(drift.missing),
+            devices=tokens[:20],
+            count=len(tokens),
         )
-
-
-def _uid(user: str) -> str:
-    """The device behind a user name of `broker.list_logins`."""
-    parsed = read_user_name(user)
-    return parsed[0] if parsed else user

@@ -149,6 +149,13 @@ def _broker(_db: Session) -> None:
     provisioning.reconcile()
 
 
+def _certificates(_db: Session) -> None:
+    from iiot.services import revocations
+
+    with tenancy.work(tenancy.system("provision")) as db:
+        revocations.reconcile(db)
+
+
 def duties() -> Iterator[Duty]:
     """Everything that is done here, with its period in seconds."""
     yield Duty("partitions", 3600, ensure_partitions)
@@ -165,6 +172,7 @@ def duties() -> Iterator[Duty]:
     yield Duty("tenants", 600, erasure.purge)
     if importlib.util.find_spec("iiot.services.provisioning"):
         yield Duty("broker", 60, _broker)
+        yield Duty("certificates", 60, _certificates)
 
 
 def perform(duty: Duty, stop: threading.Event | None = None) -> bool:

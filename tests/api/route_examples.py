@@ -51,6 +51,7 @@ PUBLIC = {
 # Parameter of a path → which of a side's objects it names; the value is a key of `Side.ids`.
 OBJECTS = {
     "account_id": "account",
+    "certificate_id": "certificate",
     "command_id": "command",
     "credential_id": "credential",
     "device_id": "device",
@@ -89,6 +90,7 @@ BODIES: dict[str, Example] = {
         "keep_others": True,
         "expires_at": _LATER,
     },
+    "POST /api/v1/devices/<device_id>/certificates": lambda ids, n: {"name": f"certificate {n}", "days": 30},
     "POST /api/v1/plans": lambda ids, n: {"name": f"plan {n}"},
     "PATCH /api/v1/plans/<plan_id>": lambda ids, n: {"devices": 5 + n},
     "POST /api/v1/rejected/<rejected_id>/replay": lambda ids, n: {"payload": f'{{"t": {n}}}'},
@@ -136,6 +138,8 @@ FORMS: dict[str, Example] = {
     "POST /devices/<uid>/approval": lambda ids, n: {"needed": "true"},
     "POST /devices/<uid>/credentials": lambda ids, n: {"keep": "true"},
     "POST /devices/<uid>/credentials/<credential_id>/revoke": lambda ids, n: {},
+    "POST /devices/<uid>/certificates": lambda ids, n: {"name": f"certificate {n}"},
+    "POST /devices/<uid>/certificates/<certificate_id>/revoke": lambda ids, n: {},
     "POST /devices/<uid>/delete": lambda ids, n: {"confirm": ids["device"]},
     "POST /devices/<uid>/enabled": lambda ids, n: {"enabled": "true"},
     "POST /devices/<uid>/settings": lambda ids, n: {"name": f"device {n}"},

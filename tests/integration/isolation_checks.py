@@ -22,7 +22,7 @@ from tests import factories
 OWNERS = {"tenant": "id", "user_account": "id"}
 # What a limited member sees of other devices, of sites without a device of theirs, and of other people's keys: nothing.
 LIMITED = (
-    "api_key", "command", "connection_event", "credential", "device", "latest", "rejected_message", "rollup_1h", "signal", "site",
+    "api_key", "command", "connection_event", "credential", "device", "device_certificate", "latest", "rejected_message", "rollup_1h", "signal", "site",
     "telemetry",
 )  # fmt: skip
 
@@ -54,6 +54,7 @@ def fill(name: str) -> Side:
         db.add(UsageDay(tenant_id=tenant.tenant_id, day=factories.now(), readings=2, messages=1))
     with tenancy.work(tenancy.of(tenant)) as db:
         db.add(factories.credential(side.device))
+        db.add(factories.certificate(side.device))
         later = factories.now() + timedelta(hours=1)
         db.add(Command(uid=new_uid(), device_id=side.device.device_id, seq=1, name="restart", expires_at=later))
         audit.record(db, "test.fill", ("test", side.device.uid))

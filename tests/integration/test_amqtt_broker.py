@@ -45,9 +45,12 @@ class Broker:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.users = mqtt.ServiceUsers(folder / "secrets")
         self.port = ports.free_port()
+        binds = {name: ("127.0.0.1", ports.free_port()) for name in ("mqtt_tls_bind", "mqtt_ws_bind")}
         url = self.users.url(mqtt.ADAPTER, "127.0.0.1", self.port)
         environment = services.environment(settings) | {"IIOT_MQTT_URL": url, "IIOT_MQTT_BROKER": "amqtt"}
-        self.server = services.Server(mqtt.Amqtt(self.users, folder / "logs", "127.0.0.1", self.port, environment))
+        self.server = services.Server(
+            mqtt.Amqtt(self.users, folder / "logs", {"mqtt_bind": ("127.0.0.1", self.port), **binds}, environment)
+        )
         self.server.start()
         self._clients: list[Client] = []
         with tenancy.work(tenancy.system("operator")) as db:

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from iiot import broker, tenancy
-from iiot.broker import BrokerUnavailable
 from iiot.config import Settings
+from iiot.dynsec import BrokerUnavailable
 from iiot.ids import new_token, new_uid
 from iiot.services import credentials, devices, provisioning
 from tests import factories, services

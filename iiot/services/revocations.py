@@ -1,0 +1,91 @@
+"""The list of revoked certificates that the broker reads: which serial numbers are on it, and how it learns of a change.
+
+The broker refuses at the handshake who is on the list. What a certificate may do is decided by its client at the broker (`iiot.broker`), which
+is removed at the same moment; so a list that comes late opens nothing. Serial numbers of devices that are gone stay on it.
+"""
+
+import os
+import signal
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from iiot import clock, config
+from iiot.models import Device, DeviceCertificate, Tenant
+from iiot.services import authority
+
+log = structlog.get_logger(__name__)
+
+# No certificate is valid longer (IIOT_CERTIFICATE_DAYS), so nobody needs an entry of before.
+LONGEST = timedelta(days=3650)
+# The list is written anew when it has less than this: brokers take none that has ended.
+LEFT = timedelta(days=60)
+
+
+def amend(add: Collection[int] = (), drop: Collection[int] = ()) -> None:
+    """Put serial numbers on the list, take others off, and tell the broker."""
+    pki = authority.ours()
+    with pki.locked():
+        before, _ = _read()
+        entries = {serial: at for serial, at in before.items() if serial not in drop}
+        entries |= {serial: clock.now() for serial in add if serial not in entries}
+        _publish(pki, entries)
+
+
+def reconcile(db: Session) -> bool:
+    """Compare the list with the database and mend it; True when it was written. `db`: scope "provision"."""
+    pki = authority.ours()
+    rows = db.execute(
+        select(DeviceCertificate.serial, DeviceCertificate.revoked_at, Device.enabled, Tenant.status)
+        .join(Device, (Device.tenant_id == DeviceCertificate.tenant_id) & (Device.id == DeviceCertificate.device_id))
+        .join(Tenant, Tenant.id == Device.tenant_id)
+    ).all()
+    known = {int(serial, 16): (at, enabled and status != "deleting") for serial, at, enabled, status in rows}
+    with pki.locked():
+        before, until = _read()
+        oldest = clock.now() - LONGEST
+        entries = {serial: at for serial, at in before.items() if serial not in known and at > oldest}
+        for serial, (revoked_at, may) in known.items():
+            if revoked_at is not None or not may:
+                entries[serial] = revoked_at or before.get(serial) or clock.now()
+        if entries.keys() == before.keys() and until is not None and until > clock.now() + LEFT:
+            return False
+        _publish(pki, entries)
+    log.info("the list of revoked certificates was written anew", entries=len(entries))
+    return True
+
+
+def _read() -> tuple[dict[int, datetime], datetime | None]:
+    """What is on the list, and how long it holds; nothing when there is none that can be read."""
+    path = config.load().crl_file
+    try:
+        found = x509.load_pem_x509_crl(path.read_bytes())
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError) as error:
+        log.error("the list of revoked certificates cannot be read; it is made anew", error=str(error)[:200])
+        return {}, None
+    return {each.serial_number: each.revocation_date_utc for each in found}, found.next_update_utc
+
+
+def _publish(pki: authority.Pki, entries: Mapping[int, datetime]) -> None:
+    settings = config.load()
+    settings.crl_file.parent.mkdir(parents=True, exist_ok=True)
+    authority.write(settings.crl_file, pki.revocation_list(entries), 0o644)
+    if settings.mqtt_pid_file is not None:
+        _signal(settings.mqtt_pid_file)
+
+
+def _signal(file: Path) -> None:
+    """SIGHUP: Mosquitto reads the list again. Only to a process of that name, as the number may be another's by now."""
+    try:
+        pid = int(file.read_text())
+        if Path(f"/proc/{pid}/comm").read_text().strip() == "mosquitto":
+            os.kill(pid, signal.SIGHUP)
+    except (OSError, ValueError) as error:
+        log.warning("the broker was not told of the list of revoked certificates", error=str(error)[:200])
