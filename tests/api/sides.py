@@ -103,6 +103,7 @@ def make_side(app: Flask, letter: str, plan: str) -> Side:
     ids["key"] = make("/api-keys", name=canary(), service_account=ids["account"])["id"]
     ids["invitation"] = make(f"/tenants/{tenant.uid}/invitations", email=f"{canary()}@example.com", role="viewer")["id"]
     ids["credential"] = make(f"/devices/{thing}/credentials", name=canary(), keep_others=True)["credential_id"]
+    ids["oscore"] = make(f"/devices/{thing}/oscore", name=canary())["id"]
     ids["command"] = make(f"/devices/{thing}/commands", name=canary(), params={canary(): canary()})["id"]
     ids["session"] = str(member.home.pop("session"))
     admin.home = viewer.home = side.device.home = ids
