@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import aiocoap
@@ -22,21 +20,21 @@ from aiocoap.numbers.constants import Reliable, Unreliable
 
 from protocols import coap_oscore as sealed
 from protocols import coap_wire as wire
-from protocols.base import Inbox, Message, Outcome, Refusal, SharedKey
+from protocols.base import Inbox, Message, Outcome, Refusal
+from protocols.coap_entry import Entry
 from protocols.coap_exchange import (
     JSON,
     Exchange,
     Refused,
     check_accept,
     check_options,
-    credentials_of,
-    links,
     refusal,
     representation,
     told,
 )
 from protocols.coap_guard import Guard
 from protocols.coap_observe import Observers
+from protocols.coap_questions import Questions
 
 TICK_SECONDS: Final = 0.1
 LEAVE_SECONDS: Final = 2.0
@@ -46,9 +44,6 @@ MOST_STRANGERS: Final = 200
 # After so long without a commit the device is told to come back; what it sent may be stored all the same.
 ANSWER_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 5
-# For questions to the database: who somebody is, and for those who were here before.
-STRANGER_THREADS: Final = 2
-DEVICE_THREADS: Final = 3
 # Separate answers that wait for one remote; more go out unconfirmed.
 BACKLOG: Final = 32
 
@@ -68,17 +63,16 @@ class Server:
     def __init__(self, inbox: Inbox, guard: Guard, takes_tokens: bool = True) -> None:
         self.inbox = inbox
         self.guard = guard
-        self.takes_tokens = takes_tokens
         self.alive = True
         self.leaving = False
         self.waiting = 0
         self.strangers = 0
         self.tasks: set[asyncio.Task[Any]] = set()
         self.transfers = wire.Transfers()
-        self.contexts = sealed.Contexts()
+        self.entry = Entry(self, takes_tokens)
         self.observers = Observers(self)
-        self.pools = ThreadPoolExecutor(STRANGER_THREADS, "coap-sign-in"), ThreadPoolExecutor(DEVICE_THREADS, "coap")
-        self._asked: dict[Any, asyncio.Future[Any]] = {}
+        self.questions = Questions()
+        self.ask = self.questions.ask
         self._under_way: deque[tuple[float, Exchange]] = deque()
         self._settled: deque[tuple[Exchange, Outcome]] = deque()
         self._is_woken = False
@@ -99,8 +93,7 @@ class Server:
         finally:
             self.alive = False
             await context.shutdown()
-            for pool in self.pools:
-                pool.shutdown(wait=False, cancel_futures=True)
+            self.questions.close()
 
     async def _leave(self) -> None:
         self.leaving = True
@@ -114,15 +107,11 @@ class Server:
     def handle(self, request: Any) -> None:
         """Take a request; duplicates do not come here."""
         exchange = Exchange(request)
-        self._guarded(
-            exchange, lambda: self._protected(exchange) if request.opt.oscore is not None else self._plain(exchange)
-        )
+        self._guarded(exchange, lambda: self.entry.admit(exchange))
 
     def lost(self, remote: Any) -> None:
         """It confirms nothing any more."""
         self.observers.lost(remote)
-
-    # Who is it?
 
     def _guarded(self, exchange: Exchange, work: Callable[[], None]) -> None:
         """Do it, and answer what is refused, in the event loop's thread."""
@@ -134,102 +123,7 @@ class Server:
             self._log.exception("a request was not answered")
             self.answer(exchange, aiocoap.Message(code=codes.INTERNAL_SERVER_ERROR), False)
 
-    def _plain(self, exchange: Exchange) -> None:
-        request = exchange.request
-        resource = self._resource(exchange)
-        if resource is None:
-            self._check_stranger(exchange)
-            self.answer(exchange, links(request))
-            return
-        uid, token = self._told_credentials(exchange)
-        exchange.proof = functools.partial(self._authenticate, exchange, uid, token)
-        exchange.device = self.inbox.recall(uid, token)
-        if exchange.device is not None:
-            resource(exchange)
-            return
-        is_known = self.inbox.knows(uid, token)
-        if not is_known:
-            self._check_stranger(exchange)
-        self.spawn(exchange, self._prove(exchange, resource, uid, token, not is_known), is_stranger=not is_known)
-
-    def _told_credentials(self, exchange: Exchange) -> tuple[str, str]:
-        try:
-            if not self.takes_tokens:
-                raise Refused(codes.UNAUTHORIZED, "unauthorized: tokens are not taken in plain text, use OSCORE")
-            return credentials_of(exchange.request)
-        except Refused:
-            self._check_stranger(exchange)
-            raise
-
-    def _authenticate(self, exchange: Exchange, uid: str, token: str, is_stranger: bool = False) -> Any:
-        source = self.guard.source(exchange.request)
-        return self.ask((uid, token, source), self.inbox.authenticate, uid, token, source, is_stranger=is_stranger)
-
-    async def _prove(self, exchange: Exchange, resource: Resource, uid: str, token: str, is_stranger: bool) -> None:
-        found = await self._authenticate(exchange, uid, token, is_stranger)
-        if isinstance(found, Refusal):
-            raise refusal(found, echo=self._echo_for(exchange, found))
-        exchange.device = found
-        resource(exchange)
-
-    def _protected(self, exchange: Exchange) -> None:
-        """A request under OSCORE: find its key, open it, go on with what is inside."""
-        kid = self._opened(lambda: sealed.kid_of(exchange.wire))
-        check_options(exchange.wire, protected=True)
-        key = self.inbox.recall_key(kid)
-        if key is not None:
-            self._open(exchange, key)
-            return
-        is_known = kid in self.contexts
-        if not is_known:
-            self._check_stranger(exchange)
-        self.spawn(exchange, self._find_key(exchange, kid, not is_known), is_stranger=not is_known)
-
-    async def _find_key(self, exchange: Exchange, kid: bytes, is_stranger: bool) -> None:
-        found = await self.ask(kid, self.inbox.shared_key, kid, is_stranger=is_stranger)
-        if isinstance(found, Refusal):
-            if found.code != "unauthorized":
-                raise refusal(found)
-            self.contexts.drop(kid)
-            raise Refused(codes.UNAUTHORIZED, "Security context not found", max_age=0)
-        self._open(exchange, found)
-
-    def _open(self, exchange: Exchange, key: SharedKey) -> None:
-        try:
-            exchange.request, exchange.seal = self._opened(
-                lambda: sealed.open_(exchange.wire, key, self.contexts.of(key))
-            )
-        except sealed.Stale as stale:
-            exchange.seal = stale.seal
-            self.answer(exchange, stale.answer(), False)
-            return
-        if key.refused is not None:
-            raise refusal(key.refused)
-        exchange.device = key.device
-        exchange.proof = functools.partial(self.ask, key.kid, self.inbox.shared_key, key.kid)
-        resource = self._resource(exchange)
-        if resource is None:
-            self.answer(exchange, links(exchange.request))
-        else:
-            resource(exchange)
-
-    @staticmethod
-    def _opened(work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except sealed.Unopened as error:
-            raise Refused(error.code, str(error), max_age=0) from None
-
-    def _check_stranger(self, exchange: Exchange) -> None:
-        refused = self.guard.stranger(exchange.wire)
-        if refused is not None:
-            raise refusal(refused, echo=self._echo_for(exchange, refused))
-
-    def _echo_for(self, exchange: Exchange, refused: Refusal) -> bytes | None:
-        """Who is slowed down for what may have been forged gets the means to prove the address."""
-        return self.guard.echo(exchange.wire.remote) if refused.code == "rate-limited" else None
-
-    def _resource(self, exchange: Exchange) -> Resource | None:
+    def resource(self, exchange: Exchange) -> Resource | None:
         """What serves the request; None for the links, which are open to everybody."""
         request = exchange.request
         path, code = tuple(request.opt.uri_path), request.code
@@ -253,7 +147,7 @@ class Server:
                 raise Refused(codes.METHOD_NOT_ALLOWED)
         except Refused:
             if exchange.device is None:
-                self._check_stranger(exchange)
+                self.entry.check_stranger(exchange)
             raise
         return methods[code]
 
@@ -379,15 +273,6 @@ class Server:
             self.answer(exchange, late.answer())
 
     # Answering.
-
-    def ask(self, key: Any, question: Callable[..., Any], *arguments: Any, is_stranger: bool = False) -> Any:
-        """Ask the inbox from a thread, as the database may take its time; the same question is asked once at a time."""
-        asked = self._asked.get(key)
-        if asked is None:
-            pool = self.pools[0 if is_stranger else 1]
-            asked = self._asked[key] = self.loop.run_in_executor(pool, question, *arguments)
-            asked.add_done_callback(lambda _: self._asked.pop(key, None))
-        return asyncio.shield(asked)
 
     def spawn(self, exchange: Exchange, work: Coroutine[Any, Any, None], is_stranger: bool = False) -> None:
         """Go on in a task, whose refusals are answered."""
