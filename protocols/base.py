@@ -98,6 +98,33 @@ class Order:
         """Whole seconds until it expires, at least one: rounded down, as brokers count whole seconds themselves."""
         return max(1, math.floor(self.expires_at / 1000 - time.time()))
 
+    def is_over(self) -> bool:
+        """Whether its time is up."""
+        return self.expires_at <= time.time() * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """A device that has proved itself. `principal` is what the door knows of it, of no use to an adapter."""
+
+    uid: str
+    principal: Any
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKey:
+    """A key that a device and the portal share, for one security context of OSCORE (RFC 8613 section 3).
+
+    `kid` is the device's Sender ID, `own_id` the portal's. `refused`: the device is known and shut out.
+    """
+
+    kid: bytes
+    own_id: bytes
+    secret: bytes
+    salt: bytes
+    device: Proved
+    refused: Refusal | None = None
+
 
 class Message:
     """One message of a device. A plain class with slots: thirty thousand are made per second.
@@ -157,21 +184,47 @@ class Inbox(Protocol):
     def finish(self) -> None:
         """Wait until everything delivered is settled or given up (bounded time). For the end of `run`."""
 
-    def authenticate(self, uid: str, token: str, source: str) -> Refusal | None:
-        """Whether `token` proves the device `uid`: None, or why not. For protocols whose devices prove themselves to us.
+    def recall(self, uid: str, token: str) -> Proved | None:
+        """What `authenticate` has found a moment ago; None when it has to be asked. Never blocks."""
 
-        `source` is the address it came from, without the port. Codes: `unauthorized` (an unknown device reads like a
+    def knows(self, uid: str, token: str) -> bool:
+        """Whether this token has worked here before; it may have been revoked since. Never blocks."""
+
+    def authenticate(self, uid: str, token: str, source: str) -> Proved | Refusal:
+        """The device `uid` that `token` proves, or why not. For protocols whose devices prove themselves to us.
+
+        `source` is the address it came from, without the port; one that may be forged is told apart by the adapter, as
+        failures are counted per source. Codes: `unauthorized` (an unknown device reads like a
         wrong token), `device-disabled`, `tenant-suspended`, `tenant-deleting`; with `retry_after` in seconds
         `rate-limited` (too many failures of this source, or of this device from it) and `unavailable` (the database is
-        away). A proof is remembered for a second and a half at most, and not beyond a revocation. It blocks: an adapter
-        with an event loop calls it from a thread.
+        away). A proof is remembered for a second and a half at most, and not beyond a revocation. A token that has
+        worked here before is not slowed down by the failures of others. It blocks: an adapter with an event loop calls
+        it from a thread.
         """
 
-    def describe(self, uid: str, token: str, source: str) -> dict[str, Any] | Refusal:
-        """The device as it may see itself, or why not (as `authenticate`). Blocks, too.
+    def recall_key(self, kid: bytes) -> SharedKey | None:
+        """What `shared_key` has found a moment ago; None when it has to be asked. Never blocks."""
+
+    def shared_key(self, kid: bytes) -> SharedKey | Refusal:
+        """The key that a device names by `kid`, as `authenticate`; `unauthorized` for one that is unknown or revoked.
+
+        A device that is shut out has its key and the reason in `SharedKey.refused`. Blocks.
+        """
+
+    def reserve(self, key: SharedKey) -> range | Refusal:
+        """Sequence numbers of our own for this key, committed as used before they are returned. Blocks."""
+
+    def describe(self, device: Proved) -> dict[str, Any] | Refusal:
+        """The device as it may see itself, or why not (`unavailable`, `unauthorized` when it is gone). Blocks.
 
         `{"device": {"id", "name", "type", "status", "is_gateway", "enabled", "last_seen_at"}, "children": []}`;
         `last_seen_at` is an RFC 3339 time or None.
+        """
+
+    def next_command(self, device: Proved) -> Order | Refusal | None:
+        """The command that a device who asks has to do now; from then on its commands go over this protocol. Blocks.
+
+        One that was handed out and is not answered is handed out again.
         """
 
 
@@ -196,6 +249,17 @@ class Adapter(Protocol):
 
     def send(self, uid: str, token: str, payload: bytes) -> None:
         """Send one telemetry message as a device. Returns when the protocol has confirmed it; raises AdapterError."""
+
+
+@runtime_checkable
+class Listening(Protocol):
+    """What a Commander also offers when its devices have to ask for commands before they can be pushed (CoAP: Observe).
+
+    Sending anything else does not make the portal deliver commands over such a protocol; `Inbox.next_command` does.
+    """
+
+    def listening(self) -> list[str]:
+        """The uids of devices that could take a command now. Called by a thread of the runner; does not block."""
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
-"""CoAP below the resources: aiocoap with bounded memory, the sizes of messages, and bodies in blocks (RFC 7959).
+"""CoAP below the resources: aiocoap's message layer with bounded memory, the sizes of messages, bodies in blocks (RFC 7959).
 
-aiocoap remembers every answer for 247 s and collects blocks without a limit. Here the oldest answers are forgotten when
-there are too many, and only what a proved device sends is collected. Two methods of its message layer are replaced;
-`tests/integration/test_coap.py` checks that they are where they are expected.
+aiocoap parses datagrams, repeats what is not confirmed, and acknowledges. It remembers every answer for 247 s, collects
+blocks without a limit and makes tasks and pipes for every request: here the oldest answers are forgotten when there are
+too many, only what a proved device sends is collected, and requests go to the server directly. What is replaced of it,
+`tests/integration/test_coap.py` looks for.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import contextlib
 import logging
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from aiocoap import Context, Message
 from aiocoap.messagemanager import MessageManager
@@ -43,6 +45,7 @@ class Manager(MessageManager):  # type: ignore[misc]
         super().__init__(token_manager)
         self._recent_messages: dict[tuple[Any, int], bytes | None] = {}
         self._order: deque[tuple[float, tuple[Any, int]]] = deque()
+        self._watched: dict[tuple[Any, int], Callable[[bool], None]] = {}
 
     def _deduplicate_message(self, message: Any) -> bool:
         """True when the request was here before: a confirmable one gets the same answer again (RFC 7252 section 4.5)."""
@@ -65,6 +68,44 @@ class Manager(MessageManager):  # type: ignore[misc]
         if message.mtype in (ACK, RST) and key in self._recent_messages:
             self._recent_messages[key] = message.encode()
 
+    def _remove_exchange(self, message: Any) -> None:
+        """An acknowledgement, or a reset, of something confirmable."""
+        watcher = self._watched.pop((message.remote, message.mid), None)
+        super()._remove_exchange(message)
+        if watcher is not None:
+            watcher(message.mtype is ACK)
+
+    def send_watched(self, message: Any, confirmed: Callable[[bool], None]) -> tuple[Any, int]:
+        """Send something confirmable; `confirmed` learns whether it was acknowledged or reset, and nothing when neither comes.
+
+        Returns its key for `forget`.
+        """
+        self.send_message(message, lambda: None)
+        key = (message.remote, message.mid)
+        self._watched[key] = confirmed
+        return key
+
+    def forget(self, key: tuple[Any, int]) -> None:
+        """Nobody waits for this confirmation any more."""
+        self._watched.pop(key, None)
+
+    def is_answering(self, remote: Any, token: bytes) -> bool:
+        """Whether a request with this token waits for its answer or acknowledgement."""
+        return (remote, token) in self._piggyback_opportunities
+
+    def acknowledge_changed(self, request: Any) -> bool:
+        """Answer 2.04 without anything else, as almost every request is; False when its acknowledgement has gone out already."""
+        opportunity = self._piggyback_opportunities.pop((request.remote, request.token), None)
+        if opportunity is None:
+            return False
+        mid, handle = opportunity
+        handle.cancel()
+        token = request.token
+        datagram = bytes((0x60 | len(token), codes.CHANGED, mid >> 8, mid & 0xFF)) + token
+        self._recent_messages[request.remote, mid] = datagram
+        request.remote.send(datagram)
+        return True
+
     def backlog(self, remote: Any) -> int:
         """Answers that wait until `remote` confirms an earlier one."""
         return len(self._backlogs.get(remote, ()))
@@ -73,6 +114,32 @@ class Manager(MessageManager):  # type: ignore[misc]
     def unconfirmed(self) -> int:
         """Separate answers that were sent and not confirmed yet."""
         return len(self._active_exchanges or ())
+
+
+class Site(Protocol):
+    """What serves the requests."""
+
+    def handle(self, request: Any) -> None:
+        """Take a request that is no duplicate; the answer goes through the Manager whenever it is there."""
+
+    def lost(self, remote: Any) -> None:
+        """`remote` did not confirm what it should have confirmed."""
+
+
+class _Tokens(TokenManager):  # type: ignore[misc]
+    """aiocoap's matching of answers to requests, left out: requests go to the site."""
+
+    def __init__(self, context: Context, site: Site) -> None:
+        super().__init__(context)
+        self.site = site
+
+    def process_request(self, request: Any) -> None:
+        """Instead of a pipe and two tasks."""
+        self.site.handle(request)
+
+    def dispatch_error(self, exception: Exception, remote: Any) -> None:
+        """The retransmissions have come to their end."""
+        self.site.lost(remote)
 
 
 class _Datagrams(MessageInterfaceSimpleServer):  # type: ignore[misc]
@@ -103,13 +170,13 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-async def serve(site: Any, sock: socket.socket) -> tuple[Context, Manager]:
-    """Let aiocoap serve `site` (an object with `render_to_pipe`) on a bound socket; end it with `context.shutdown()`."""
+async def serve(site: Site, sock: socket.socket) -> tuple[Context, Manager]:
+    """Let aiocoap serve `site` on a bound socket; end it with `context.shutdown()`."""
     loop = asyncio.get_running_loop()
     # Below that it logs every strange message of strangers, with tokens in the query.
     logging.getLogger("protocols.coap").setLevel(logging.ERROR)
-    context = Context(loop=loop, serversite=site, loggername="protocols.coap")
-    tokens = TokenManager(context)
+    context = Context(loop=loop, loggername="protocols.coap")
+    tokens = _Tokens(context, site)
     manager = Manager(tokens)
     interface = _Datagrams(manager, context.log, loop)
     _, protocol = await loop.create_datagram_endpoint(

@@ -2,22 +2,24 @@
 
 The same proof as over HTTP: `services.credentials` decides, a success is remembered for a moment and never beyond a
 revocation, and failures are counted per source and per device. They are counted in this process, as it alone serves its
-protocol.
+protocol. Keys of OSCORE are found in `services.oscore`, by their id.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import secrets
 import time
 from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter
 
-from iiot import auth, cache, tenancy
-from iiot.errors import Forbidden
-from iiot.services import credentials, devices
-from protocols.base import Refusal
+from iiot import auth, cache, clock, tenancy
+from iiot.errors import Forbidden, NotFound
+from iiot.services import command_delivery, credentials, devices, oscore
+from protocols.base import Order, Proved, Refusal, SharedKey
 from protocols.buckets import Buckets
 
 REMEMBER_SECONDS: Final = 1.5
@@ -27,6 +29,8 @@ FAILURES_OF_SOURCE: Final = 120
 AWAY_SECONDS: Final = 5
 LONGEST_UID: Final = 64
 LONGEST_TOKEN: Final = 256
+# Tokens that have worked in this process, as hashes: failures of others do not slow them down.
+WORKED: Final = 100_000
 
 logins_total = Counter(
     "iiot_protocol_logins_total",
@@ -37,6 +41,7 @@ logins_total = Counter(
 log = structlog.get_logger("protocols")
 
 _WRONG: Final = Refusal("unauthorized", "the device uid or token is wrong")
+_NO_KEY: Final = Refusal("unauthorized", "there is no such key")
 
 
 def _limited(wait: float, of_source: float) -> Refusal:
@@ -54,40 +59,33 @@ class Devices:
 
     def __init__(self, protocol: str) -> None:
         self.protocol = protocol
-        self._proved: cache.Memory[tuple[str, str], tuple[auth.Principal, float]] = cache.Memory(REMEMBER_SECONDS)
+        self._proved: cache.Memory[tuple[str, str], tuple[Proved, float]] = cache.Memory(REMEMBER_SECONDS)
+        self._keys: cache.Memory[bytes, SharedKey] = cache.Memory(REMEMBER_SECONDS)
         self._failures = Buckets(FAILURES_OF_DEVICE / 60, FAILURES_OF_DEVICE)
         self._failures_of_source = Buckets(FAILURES_OF_SOURCE / 60, FAILURES_OF_SOURCE)
+        self._salt = secrets.token_bytes(16)
+        self._worked: dict[bytes, None] = {}
 
-    def authenticate(self, uid: str, token: str, source: str) -> Refusal | None:
-        """See `Inbox.authenticate`."""
-        found = self._prove(uid, token, source)
-        return found if isinstance(found, Refusal) else None
-
-    def describe(self, uid: str, token: str, source: str) -> dict[str, Any] | Refusal:
-        """See `Inbox.describe`."""
-        found = self._prove(uid, token, source)
-        if isinstance(found, Refusal):
-            return found
-        try:
-            with tenancy.work(tenancy.of_device(found)) as db:
-                row = devices.read(db, uid)
-        except Exception as error:
-            return self._away(error)
-        device = {name: getattr(row, name) for name in ("name", "type", "status", "is_gateway", "enabled")}
-        seen = row.last_seen_at
-        device |= {"id": row.uid, "last_seen_at": None if seen is None else seen.isoformat()}
-        return {"device": device, "children": []}
-
-    def _prove(self, uid: str, token: str, source: str) -> auth.Principal | Refusal:
+    def recall(self, uid: str, token: str) -> Proved | None:
+        """See `Inbox.recall`."""
         remembered = self._proved.get((uid, token))
-        if remembered is not None and remembered[1] > time.time():
-            return remembered[0]
-        place = f"{uid[:LONGEST_UID]} {source}"
+        return remembered[0] if remembered is not None and remembered[1] > time.time() else None
+
+    def knows(self, uid: str, token: str) -> bool:
+        """See `Inbox.knows`."""
+        return self._print(uid, token) in self._worked
+
+    def authenticate(self, uid: str, token: str, source: str) -> Proved | Refusal:
+        """See `Inbox.authenticate`."""
+        remembered = self.recall(uid, token)
+        if remembered is not None:
+            return remembered
+        place, mark = f"{uid[:LONGEST_UID]} {source}", self._proved.mark()
+        print_ = self._print(uid, token)
         wait, of_source = self._failures.wait(place), self._failures_of_source.wait(source)
-        if max(wait, of_source) > 0:
+        if max(wait, of_source) > 0 and print_ not in self._worked:
             self._count("limited")
             return _limited(wait, of_source)
-        mark = self._proved.mark()
         try:
             proof = self._ask(uid, token)
         except Forbidden as error:
@@ -96,14 +94,80 @@ class Devices:
         except Exception as error:
             return self._away(error)
         if proof is None:
+            self._worked.pop(print_, None)
             self._failures.take(place)
             self._failures_of_source.take(source)
             self._count("wrong")
             return _WRONG
         self._count("ok")
+        if len(self._worked) >= WORKED:
+            self._worked.clear()
+        self._worked[print_] = None
+        proved = Proved(uid, proof.principal)
         until = math.inf if proof.until is None else proof.until.timestamp()
-        self._proved.put((uid, token), (proof.principal, until), mark)
-        return proof.principal
+        self._proved.put((uid, token), (proved, until), mark)
+        return proved
+
+    def recall_key(self, kid: bytes) -> SharedKey | None:
+        """See `Inbox.recall_key`."""
+        return self._keys.get(kid)
+
+    def shared_key(self, kid: bytes) -> SharedKey | Refusal:
+        """See `Inbox.shared_key`."""
+        mark = self._keys.mark()
+        try:
+            with tenancy.work(tenancy.system("device-sign-in")) as db:
+                found = oscore.find(db, kid)
+        except Exception as error:
+            return self._away(error)
+        if found is None:
+            self._count("wrong")
+            return _NO_KEY
+        self._count("ok" if found.refused is None else "refused")
+        device = Proved(found.principal.device_uid or "", found.principal)
+        refused = None if found.refused is None else Refusal(*found.refused)
+        key = SharedKey(found.kid, found.own_id, found.secret, found.salt, device, refused)
+        self._keys.put(kid, key, mark)
+        return key
+
+    def reserve(self, key: SharedKey) -> range | Refusal:
+        """See `Inbox.reserve`."""
+        try:
+            with tenancy.work(tenancy.system("device-sign-in")) as db:
+                found = oscore.reserve(db, key.kid)
+        except Exception as error:
+            return self._away(error)
+        return _NO_KEY if found is None else found
+
+    def describe(self, device: Proved) -> dict[str, Any] | Refusal:
+        """See `Inbox.describe`."""
+        try:
+            with tenancy.work(tenancy.of_device(device.principal)) as db:
+                row = devices.read(db, device.uid)
+        except NotFound:
+            return _WRONG
+        except Exception as error:
+            return self._away(error)
+        shown = {name: getattr(row, name) for name in ("name", "type", "status", "is_gateway", "enabled")}
+        seen = row.last_seen_at
+        shown |= {"id": row.uid, "last_seen_at": None if seen is None else seen.isoformat()}
+        return {"device": shown, "children": []}
+
+    def next_command(self, device: Proved) -> Order | Refusal | None:
+        """See `Inbox.next_command`."""
+        scope = tenancy.of_device(device.principal)
+        try:
+            order = command_delivery.poll(scope, device.principal.device_id, self.protocol)
+        except Exception as error:
+            return self._away(error)
+        if order is None:
+            return None
+        return Order(order.device_uid, order.uid, order.name, order.params, clock.to_ms(order.expires_at))
+
+    def _print(self, uid: str, token: str) -> bytes:
+        return hashlib.blake2b(
+            f"{uid}\0{token}".encode("utf-8", "surrogatepass"), digest_size=16, key=self._salt
+        ).digest()
 
     def _ask(self, uid: str, token: str) -> auth.Proof | None:
         if not uid or "\0" in uid or len(uid) > LONGEST_UID or len(token) > LONGEST_TOKEN:

@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from iiot import clock
 from iiot.services import command_bell, command_delivery
 from iiot.services.ingest import Incoming
-from protocols.base import Commander, Message, Order
+from protocols.base import Commander, Listening, Message, Order
 
 LOOK_SECONDS: Final = 1.0
 # How long a device that was noted is not noted again; it may have asked over HTTP meanwhile.
@@ -39,13 +39,19 @@ class Orders:
         self._noted: set[str] = set()
         self._news: set[str] = set()
         self._forget_at = 0.0
+        self._passed_over: set[str] = set()
 
     def start(self) -> None:
         """Begin, in a thread of its own that ends with `stop`."""
         threading.Thread(target=self._run, name=f"{self.name}-commands", daemon=True).start()
 
     def note(self, uids: set[str]) -> None:
-        """These devices have sent something. Called by the writer after every batch, so it only compares sets."""
+        """These devices have sent something. Called by the writer after every batch, so it only compares sets.
+
+        It says nothing where devices ask for their commands.
+        """
+        if isinstance(self.adapter, Listening):
+            return
         now = time.monotonic()
         with self._lock:
             if now >= self._forget_at or len(self._noted) > NOTED:
@@ -61,8 +67,7 @@ class Orders:
             while not self.stop.is_set():
                 try:
                     self._reached()
-                    while not self.stop.is_set() and command_delivery.deliver(self.name, self._give):
-                        commands_total.labels(self.name).inc()
+                    self._hand_over()
                 except Exception as error:
                     log.error(
                         "commands not handed over", protocol=self.name, error=f"{type(error).__name__}: {error}"[:500]
@@ -70,6 +75,21 @@ class Orders:
                     self.stop.wait(LOOK_SECONDS)
                 rung.wait(LOOK_SECONDS)
                 rung.clear()
+
+    def _hand_over(self) -> None:
+        """As long as there is something to hand over. A device that could not take its command holds up none of the others."""
+        self._passed_over.clear()
+        while not self.stop.is_set():
+            among = None
+            if isinstance(self.adapter, Listening):
+                among = [uid for uid in self.adapter.listening() if uid not in self._passed_over]
+                if not among:
+                    return
+            before = len(self._passed_over)
+            if command_delivery.deliver(self.name, self._give, among):
+                commands_total.labels(self.name).inc()
+            elif among is None or len(self._passed_over) == before:
+                return
 
     def _reached(self) -> None:
         with self._lock:
@@ -84,9 +104,12 @@ class Orders:
             raise
 
     def _give(self, order: command_delivery.Order) -> bool:
-        return self.adapter.command(
+        taken = self.adapter.command(
             Order(order.device_uid, order.uid, order.name, order.params, clock.to_ms(order.expires_at))
         )
+        if not taken:
+            self._passed_over.add(order.device_uid)
+        return taken
 
 
 def take_answers(protocol: str, batch: Sequence[Message], places: Sequence[int]) -> Iterator[tuple[int, Incoming]]:

@@ -99,10 +99,11 @@ class Runner:
         self.name = name
         self.store = store
         self.stop = threading.Event()
+        # See the methods of `Inbox` with these names.
         devices = Devices(name)
-        # See `Inbox.authenticate` and `Inbox.describe`.
-        self.authenticate = devices.authenticate
-        self.describe = devices.describe
+        self.recall, self.knows, self.authenticate = devices.recall, devices.knows, devices.authenticate
+        self.recall_key, self.shared_key, self.reserve = devices.recall_key, devices.shared_key, devices.reserve
+        self.describe, self.next_command = devices.describe, devices.next_command
         self._queue: deque[Message] = deque()
         # The writer sleeps on `_filled` until the queue has `_wake_at` messages; the adapter on `_room`.
         self._filled = threading.Event()

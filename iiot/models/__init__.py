@@ -3,7 +3,7 @@
 from iiot.models.base import SCHEMA, Base
 from iiot.models.certificates import DeviceCertificate
 from iiot.models.commands import Command
-from iiot.models.fleet import ConnectionEvent, Credential, Device, RejectedMessage, Signal, UsageDay
+from iiot.models.fleet import ConnectionEvent, Credential, Device, OscoreContext, RejectedMessage, Signal, UsageDay
 from iiot.models.people import (
     ROLES,
     ApiKey,
@@ -41,6 +41,7 @@ __all__ = [
     "Limits",
     "Membership",
     "MembershipLimit",
+    "OscoreContext",
     "PasswordReset",
     "PendingRegistration",
     "Plan",

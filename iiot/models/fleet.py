@@ -97,6 +97,31 @@ class Credential(TenantOwned, Base):
     revoked_at: Mapped[Moment | None]
 
 
+class OscoreContext(TenantOwned, Base):
+    """What a device and the portal share for OSCORE; see services.oscore. `kid` is the device's Sender ID, `own_id` the portal's."""
+
+    __tablename__ = "oscore_context"
+    __table_args__ = (
+        _of_device("oscore_context"),
+        Index("ix_oscore_context_tenant_id_device_id", "tenant_id", "device_id"),
+    )
+
+    id: Mapped[RowId] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(unique=True)
+    device_id: Mapped[int]
+    name: Mapped[str] = mapped_column(server_default="")
+    kid: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    own_id: Mapped[bytes] = mapped_column(LargeBinary)
+    # Encrypted.
+    secret: Mapped[bytes] = mapped_column(LargeBinary)
+    salt: Mapped[bytes] = mapped_column(LargeBinary)
+    # All sequence numbers below were given away to a process that may have used them.
+    sequence: Mapped[Big] = mapped_column(server_default="0")
+    created_at: Mapped[Created]
+    last_used_at: Mapped[Moment | None]
+    revoked_at: Mapped[Moment | None]
+
+
 class Signal(TenantOwned, Base):
     """One named series of a device."""
 
@@ -181,4 +206,4 @@ class UsageDay(TenantOwned, Base):
     api_requests: Mapped[Big] = mapped_column(server_default="0")
 
 
-__all__ = ["ConnectionEvent", "Credential", "Device", "RejectedMessage", "Signal", "UsageDay"]
+__all__ = ["ConnectionEvent", "Credential", "Device", "OscoreContext", "RejectedMessage", "Signal", "UsageDay"]

@@ -90,15 +90,18 @@ def reached(protocol: str, device_uids: Collection[str]) -> bool:
         return bool(cast(CursorResult[Any], db.execute(moved)).rowcount)
 
 
-def deliver(protocol: str, give: Callable[[Order], bool]) -> bool:
+def deliver(protocol: str, give: Callable[[Order], bool], among: Collection[str] | None = None) -> bool:
     """Hand the oldest command that waits for `protocol` to `give`; False when there is none, or when `give` could not take it.
+
+    `among`: the uids of the devices that can take one now; None: all of them.
 
     `give` is called while the command's row is locked, so nobody else hands it out, and an answer that comes at once waits for the commit.
     A crash between the two hands the command over twice: devices know it by its id.
     """
     with tenancy.work(tenancy.system("ingest")) as db:
         now = clock.now()
-        command = db.scalar(_waiting(protocol, now))
+        waiting = _waiting(protocol, now)
+        command = db.scalar(waiting if among is None else waiting.where(Device.uid.in_(among)))
         if command is None or not give(_order(command)):
             return False
         _send(db, command, protocol, now)
@@ -139,16 +142,16 @@ def _order(command: Command) -> Order:
     return Order(command.device_uid, command.uid, command.name, command.params, command.expires_at)
 
 
-def poll(scope: Scope, device_id: int) -> Order | None:
-    """The command that a device who asks over HTTP has to do now, or None.
+def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
+    """The command that a device who asks for it over HTTP, or another protocol, has to do now, or None.
 
     One that was handed out and is not answered is handed out again: the first answer may have been lost.
     """
     with tenancy.work(scope) as db:
         now = clock.now()
-        here = (Device.id == device_id, Device.command_protocol.is_distinct_from(HTTP))
+        here = (Device.id == device_id, Device.command_protocol.is_distinct_from(protocol))
         db.execute(
-            update(Device).where(*here).values(command_protocol=HTTP).execution_options(synchronize_session=False)
+            update(Device).where(*here).values(command_protocol=protocol).execution_options(synchronize_session=False)
         )
         oldest = (
             select(Command)
@@ -167,8 +170,8 @@ def poll(scope: Scope, device_id: int) -> Order | None:
         if command is None:
             return None
         if command.state == "queued":
-            _send(db, command, HTTP, now)
-        return _order(command) if command.protocol == HTTP else None
+            _send(db, command, protocol, now)
+        return _order(command) if command.protocol == protocol else None
 
 
 def take(db: Session, answer: Answer) -> PayloadError | None:

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from iiot import auth, broker, cache, clock, ids, metrics, tenancy
+from iiot import auth, broker, cache, clock, ids, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound
 from iiot.models import Credential, Device, Tenant
 from iiot.services import audit
@@ -229,7 +229,6 @@ def authenticate(db: Session, uid: str, token: str, slot: int | None = None) -> 
 
 def _check_state(enabled: bool, tenant_status: str) -> None:
     if not enabled:
-        metrics.device_logins.labels("disabled").inc()
         raise Forbidden("This device is disabled. Enable it in the portal.", "device-disabled")
     if tenant_status != "active":
         word = "suspended" if tenant_status == "suspended" else "being deleted"

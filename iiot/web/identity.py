@@ -213,8 +213,13 @@ def thing(_app: Flask) -> auth.Principal:
         limits.failures("device-sign-in", uid, address) as failed,
     ):
         mark = _things.mark()
-        with tenancy.work(tenancy.system("device-sign-in")) as db:
-            proof = credentials.authenticate(db, uid, token)
+        try:
+            with tenancy.work(tenancy.system("device-sign-in")) as db:
+                proof = credentials.authenticate(db, uid, token)
+        except Forbidden as error:
+            if error.code == "device-disabled":
+                metrics.device_logins.labels("disabled").inc()
+            raise
         if proof is None:
             failed()
             failed_here()

@@ -104,6 +104,7 @@ def make_side(app: Flask, letter: str, plan: str) -> Side:
     ids["invitation"] = make(f"/tenants/{tenant.uid}/invitations", email=f"{canary()}@example.com", role="viewer")["id"]
     ids["credential"] = make(f"/devices/{thing}/credentials", name=canary(), keep_others=True)["credential_id"]
     ids["certificate"] = make(f"/devices/{thing}/certificates", name=canary())["id"]
+    ids["oscore"] = make(f"/devices/{thing}/oscore", name=canary())["id"]
     ids["command"] = make(f"/devices/{thing}/commands", name=canary(), params={canary(): canary()})["id"]
     ids["rejected"] = factories.rows("SELECT uid FROM iiot.rejected_message WHERE tenant_id = %s", tenant.tenant_id)[0][
         0

@@ -14,8 +14,10 @@ import aiocoap
 from aiocoap import Context, Message, Reliable, Unreliable
 from aiocoap.numbers import codes
 
+from iiot import tenancy
 from iiot.config import Settings
 from iiot.embedded import ports
+from iiot.services import commands
 from tests import factories, services
 from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
 
@@ -99,6 +101,8 @@ class Raw:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.connect((host, int(port)))
         self.socket.settimeout(SECONDS)
+        self.mid = 100
+        self.held: list[Message] = []
 
     def __enter__(self) -> "Raw":
         return self
@@ -129,6 +133,53 @@ class Raw:
                 return message
         raise AssertionError("no answer")
 
+    def ask(self, code: Any, uri: str, payload: bytes = b"", **options: Any) -> Message:
+        """Send a confirmable request with a message id and token of its own; the answer, which is acknowledged."""
+        self.mid += 1
+        token = options.pop("token", self.mid.to_bytes(2, "big"))
+        message = Message(code=code, uri=uri, payload=payload, _mid=self.mid, _mtype=0, _token=token, **options)
+        self.send(bytes(message.encode()))
+        while True:
+            found = self._next(SECONDS, 0x60)
+            assert found is not None, "no answer"
+            if found.token == token:
+                return found
+            self.held.append(found)
+
+    def _next(self, timeout: float, answer: int | None) -> Message | None:
+        """The next message that is not empty; a confirmable one gets `answer`."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            datagram = self.receive(left)
+            if not datagram:
+                return None
+            message = Message.decode(datagram)
+            if message.code != codes.EMPTY:
+                if answer is not None and message.mtype == aiocoap.CON:
+                    self.send(bytes([answer, 0, message.mid >> 8, message.mid & 255]))
+                return message
+        return None
+
+    def observe(self, uri: str, token: bytes = b"\x0b", **options: Any) -> Message:
+        """Register as an observer; the first answer."""
+        return self.ask(codes.GET, uri, token=token, observe=0, **options)
+
+    def notified(self, timeout: float = SECONDS, answer: int | None = 0x60) -> Message | None:
+        """The next notification, acknowledged (`answer` 0x60), reset (0x70) or left alone (None); None when there is none."""
+        return self.held.pop(0) if self.held else self._next(timeout, answer)
+
+
+def order(device: Device, name: str = "restart", ttl: int = 60, **params: Any) -> str:
+    """A command for the device; its id."""
+    with tenancy.work(tenancy.of(device.tenant)) as db:
+        return commands.create(db, device.uid, commands.NewCommand(name, params, ttl)).uid
+
+
+def states(uid: str) -> list[str]:
+    """The command's states so far."""
+    ((history,),) = factories.rows("SELECT history FROM iiot.command WHERE uid = %s", uid)
+    return [step["state"] for step in history]
+
 
 def request(code: Any, uri: str, mid: int, payload: bytes = b"", confirmable: bool = True) -> bytes:
     """The datagram of a request; its token is its message id."""
@@ -137,4 +188,4 @@ def request(code: Any, uri: str, mid: int, payload: bytes = b"", confirmable: bo
     return bytes(message.encode())
 
 
-__all__ = ["Device", "Reliable", "Server", "Unreliable", "request", "run", "serving", "with_port"]
+__all__ = ["Device", "Reliable", "Server", "Unreliable", "order", "request", "run", "serving", "states", "with_port"]

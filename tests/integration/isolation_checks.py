@@ -14,7 +14,18 @@ from sqlalchemy.orm import Session
 from iiot import tenancy
 from iiot.clock import now_ms
 from iiot.ids import new_uid
-from iiot.models import ApiKey, Command, Device, Invitation, MembershipLimit, Role, ServiceAccount, Site, UsageDay
+from iiot.models import (
+    ApiKey,
+    Command,
+    Device,
+    Invitation,
+    MembershipLimit,
+    OscoreContext,
+    Role,
+    ServiceAccount,
+    Site,
+    UsageDay,
+)
 from iiot.services import audit
 from tests import factories
 
@@ -22,8 +33,8 @@ from tests import factories
 OWNERS = {"tenant": "id", "user_account": "id"}
 # What a limited member sees of other devices, of sites without a device of theirs, and of other people's keys: nothing.
 LIMITED = (
-    "api_key", "command", "connection_event", "credential", "device", "device_certificate", "latest", "rejected_message", "rollup_1h", "signal", "site",
-    "telemetry",
+    "api_key", "command", "connection_event", "credential", "device", "device_certificate", "latest",
+    "oscore_context", "rejected_message", "rollup_1h", "signal", "site", "telemetry",
 )  # fmt: skip
 
 
@@ -56,10 +67,16 @@ def fill(name: str) -> Side:
         db.add(factories.credential(side.device))
         db.add(factories.certificate(side.device))
         later = factories.now() + timedelta(hours=1)
+        db.add(_key(side.device.device_id))
         db.add(Command(uid=new_uid(), device_id=side.device.device_id, seq=1, name="restart", expires_at=later))
         audit.record(db, "test.fill", ("test", side.device.uid))
         _people(db, side)
     return side
+
+
+def _key(device_id: int) -> OscoreContext:
+    kid = new_uid().encode()[:7]
+    return OscoreContext(uid=new_uid(), device_id=device_id, kid=kid, own_id=b"portal", secret=b"sealed", salt=b"salt")
 
 
 def _people(db: Session, side: Side) -> None:

@@ -19,6 +19,7 @@ import pytest
 from aiocoap import Message
 from aiocoap.messagemanager import MessageManager
 from aiocoap.numbers import codes
+from aiocoap.tokenmanager import TokenManager
 
 from iiot import clock, tenancy
 from iiot.config import Settings
@@ -247,11 +248,14 @@ def test_strangers_get_no_more_than_they_sent(server: Server, pump: Device) -> N
 
 
 def test_the_seams_in_aiocoap_are_where_they_are_expected() -> None:
-    for name in ("_deduplicate_message", "_store_response_for_duplicates"):
+    for name in ("_deduplicate_message", "_store_response_for_duplicates", "_remove_exchange"):
         assert name in MessageManager.__dict__
         assert name in coap_wire.Manager.__dict__
     assert "_received_datagram" in coap_wire._Datagrams.__dict__
     assert hasattr(coap_wire.MessageInterfaceSimpleServer, "_received_datagram")
+    for name in ("process_request", "dispatch_error"):
+        assert name in TokenManager.__dict__
+        assert name in coap_wire._Tokens.__dict__
 
 
 def test_check_send_and_a_port_that_is_taken(server: Server, pump: Device, module_settings: Settings) -> None:
@@ -266,9 +270,8 @@ def test_check_send_and_a_port_that_is_taken(server: Server, pump: Device, modul
         adapter.run(None, threading.Event())  # type: ignore[arg-type]
     free = module_settings.model_copy(update={"coap_bind": "127.0.0.1:0"})
     coap.make(free).check()
-    with pytest.raises(AdapterError, match="IIOT_COAP_PLAIN"):
-        coap.make(free.model_copy(update={"env": "production"}))
-    coap.make(free.model_copy(update={"env": "production", "coap_plain": True})).check()
+    assert not coap.make(free.model_copy(update={"env": "production"})).takes_tokens
+    assert coap.make(free.model_copy(update={"env": "production", "coap_plain": True})).takes_tokens
 
 
 def test_nothing_is_acknowledged_before_the_commit(settings: Settings) -> None:
