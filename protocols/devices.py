@@ -36,6 +36,14 @@ logins_total = Counter(
 
 log = structlog.get_logger("protocols")
 
+
+def _shown(row: Any) -> dict[str, Any]:
+    """What a device may see of itself."""
+    device = {name: getattr(row, name) for name in ("name", "type", "status", "is_gateway", "enabled")}
+    seen = row.last_seen_at
+    return device | {"id": row.uid, "last_seen_at": None if seen is None else seen.isoformat()}
+
+
 _WRONG: Final = Refusal("unauthorized", "the device uid or token is wrong")
 
 
@@ -61,12 +69,10 @@ class Devices:
         try:
             with tenancy.work(tenancy.of_device(found)) as db:
                 row = devices.read(db, uid)
+                below = devices.children(db, found.device_id or 0) if row.is_gateway else []
         except Exception as error:
             return self._away(error)
-        device = {name: getattr(row, name) for name in ("name", "type", "status", "is_gateway", "enabled")}
-        seen = row.last_seen_at
-        device |= {"id": row.uid, "last_seen_at": None if seen is None else seen.isoformat()}
-        return {"device": device, "children": []}
+        return {"device": _shown(row), "children": [_shown(each) | {"child_name": each.child_name} for each in below]}
 
     def _prove(self, uid: str, token: str, source: str) -> auth.Principal | Refusal:
         remembered = self._proved.get((uid, token))

@@ -38,6 +38,8 @@ DESCRIPTION = "MQTT 5 and 3.1.1: iiot/<uid>/up/… from the broker of IIOT_MQTT_
 
 CLIENT_ID: Final = "iiot-adapter"
 SUBSCRIPTION: Final = "iiot/+/up/#"
+# What nodes of the smart-home scheme say.
+HOMES: Final = ("home/+/+/+/+/state", "home/+/+/status")
 STATUS_TOPIC: Final = "iiot/service/mqtt/status"
 NEVER_EXPIRES: Final = 0xFFFFFFFF
 RECEIVE_MAXIMUM: Final = 20_000
@@ -45,7 +47,7 @@ CONNECT_SECONDS: Final = 10.0
 # How long the loop sleeps when nothing happens; also the longest time until it sees `stop`.
 TICK_SECONDS: Final = 0.25
 LEAVE_SECONDS: Final = 2.0
-KINDS: Final[dict[str, Kind]] = {"telemetry": "telemetry", "status": "status"}
+KINDS: Final[dict[str, Kind]] = {"telemetry": "telemetry", "status": "status", "gateway/telemetry": "gateway"}
 TOPICS_KEPT: Final = 50_000
 # Refusals told to a device per message; the full list is in rejected_message.
 TOLD_PER_MESSAGE: Final = 5
@@ -178,9 +180,9 @@ class _Connection:
         if self.address.version == 5:
             # Retained states come once per session, not at every reconnect.
             options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
-            self.client.subscribe(SUBSCRIPTION, options=options)
+            self.client.subscribe([(topic, options) for topic in (SUBSCRIPTION, *HOMES)])
         else:
-            self.client.subscribe(SUBSCRIPTION, qos=1)
+            self.client.subscribe([(topic, 1) for topic in (SUBSCRIPTION, *HOMES)])
 
     def _loop(self, stop: threading.Event) -> None:
         """Read what has come, write what is queued, keep alive."""
@@ -254,11 +256,12 @@ class _Connection:
         known = self._topics.get(name)
         if known is None:
             topic = name.decode("utf-8")
-            _, uid, _, rest = topic.split("/", 3)
-            if rest.startswith(mqtt_commands.RESULT):
+            first, uid, third, rest = topic.split("/", 3)
+            is_home = first == "home"
+            if rest.startswith(mqtt_commands.RESULT) and not is_home:
                 # Every command has a topic of its own: nothing to remember.
                 return uid, "result", topic
-            known = (uid, KINDS.get(rest, "other"), topic)
+            known = (f"home/{uid}/{third}", "home", topic) if is_home else (uid, KINDS.get(rest, "other"), topic)
             if len(self._topics) >= TOPICS_KEPT:
                 self._topics.clear()
             self._topics[name] = known
@@ -268,7 +271,8 @@ class _Connection:
         self, _client: Client, _userdata: Any, _mid: int, codes: list[ReasonCode], _props: Properties | None
     ) -> None:
         if any(code.is_failure for code in codes):
-            self.lost = f"the broker refused the subscription to {SUBSCRIPTION}: {codes[0]}; check the adapter's role"
+            topics = ", ".join((SUBSCRIPTION, *HOMES))
+            self.lost = f"the broker refused the subscription to {topics}; check the adapter's role"
             return
         self.subscribed = True
         self.client.publish(STATUS_TOPIC, "online", qos=1, retain=True)
@@ -283,7 +287,7 @@ class _Connection:
         """Acknowledge on the connection the message came by. On a later one its number belongs to another message."""
         if not self.alive:
             return
-        if outcome.refusals:
+        if outcome.refusals and message.uid:
             self._tell_refusals(message, outcome.refusals)
         if outcome.ack_ts is not None:
             self._tell(message.uid, "ack", {"ts": outcome.ack_ts})
@@ -304,6 +308,8 @@ class _Connection:
                 notice["key"] = refusal.key
             if refusal.index is not None:
                 notice["index"] = refusal.index
+            if refusal.child is not None:
+                notice["device"] = refusal.child
             self._tell(message.uid, "error", notice)
 
     def _tell(self, uid: str, word: str, notice: dict[str, Any]) -> None:

@@ -85,7 +85,15 @@ class Orders:
 
     def _give(self, order: command_delivery.Order) -> bool:
         return self.adapter.command(
-            Order(order.device_uid, order.uid, order.name, order.params, clock.to_ms(order.expires_at))
+            Order(
+                order.device_uid,
+                order.uid,
+                order.name,
+                order.params,
+                clock.to_ms(order.expires_at),
+                order.child,
+                order.address,
+            )
         )
 
 

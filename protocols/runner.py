@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, get_args
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -24,8 +24,8 @@ from iiot.payloads import PayloadError
 from iiot.services import ingest
 from iiot.services.ingest import Incoming, Outcomes, StatusEvent
 from iiot.services.ingest import Outcome as Result
-from protocols import translate
-from protocols.base import Adapter, Commander, ConnectionLost, Message, Outcome
+from protocols import gateways, translate
+from protocols.base import Adapter, Commander, ConnectionLost, Kind, Message, Outcome
 from protocols.devices import Devices
 from protocols.orders import Orders, take_answers
 
@@ -120,8 +120,10 @@ class Runner:
         Appending to a deque is atomic; a lock here would cost more than all the rest of it.
         """
         self._separate(message)
-        if message.kind not in ("status", "result"):
+        if message.kind in ("telemetry", "other"):
             message.prepared = translate.incoming(message, self.name)
+        elif message.kind in gateways.KINDS:
+            message.prepared = gateways.prepare(message)
         queue = self._queue
         queue.append(message)
         waiting = len(queue)
@@ -259,6 +261,7 @@ class Runner:
         places: list[int] = []
         events: list[StatusEvent] = []
         answers: list[int] = []
+        for_others: dict[int, Message] = {}
         for place, message in enumerate(batch):
             if translate.is_no_news(message):
                 continue
@@ -267,23 +270,31 @@ class Runner:
                 events.append(event)
             elif message.kind == "result":
                 answers.append(place)
+            elif message.kind in gateways.KINDS:
+                for_others[place] = message
             else:
                 incoming.append(message.prepared or translate.incoming(message, self.name))
                 places.append(place)
         for place, refused in take_answers(self.name, batch, answers):
             incoming.append(refused)
             places.append(place)
+        through = gateways.Through(self.name, for_others)
+        incoming += through.incoming
+        events += through.events
+        results: list[Result] = []
         if incoming:
             halving = _Halving(self.store, incoming)
-            for place, result in zip(places, halving.run(), strict=True):
+            results = halving.run()
+            for place, result in zip(places, results, strict=False):
                 if result.rejected or result.ack or result.status != "stored":
                     outcomes[place] = translate.outcome(result)
             readings_total.labels(self.name, "stored").inc(halving.stored)
             readings_total.labels(self.name, "duplicate").inc(halving.duplicate)
         if events:
             self.store.status(events)
+        through.finish(results[len(places) :], outcomes)
         if self._orders is not None:
-            self._orders.note({message.uid for message in batch})
+            self._orders.note({message.uid for message in batch if message.uid})
         self._measure(batch, outcomes, started)
         return outcomes
 
@@ -293,7 +304,7 @@ class Runner:
         commit_seconds.labels(self.name).observe(now - started)
         batch_messages.labels(self.name).observe(len(batch))
         lag_seconds.labels(self.name).set((clock.now_ms() - batch[0].received_ms) / 1000)
-        kinds = {"telemetry": 0, "status": 0, "result": 0, "other": 0}
+        kinds = dict.fromkeys(get_args(Kind), 0)
         for message in batch:
             kinds[message.kind] += 1
         for kind, count in kinds.items():

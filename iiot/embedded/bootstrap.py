@@ -38,21 +38,23 @@ def prepare() -> dict[str, Any]:
 
 def broker_document() -> dict[str, Any]:
     """The dynamic-security file: all devices of all tenants, and the service users."""
-    from iiot import broker, tenancy
+    from iiot import broker, broker_homes, tenancy
     from iiot.embedded.mqtt import ServiceUsers
 
     settings = config.load()
     with tenancy.work(tenancy.system("provision")) as db:
-        logins = broker.stored_logins(db)
+        logins, homes = broker.stored_logins(db), broker_homes.stored(db)
     passwords = ServiceUsers(Path(settings.data_dir) / "secrets").passwords()
-    return service_document(logins, passwords)
+    return service_document(logins, passwords, homes)
 
 
-def service_document(logins: Sequence[Any], passwords: Mapping[str, str]) -> dict[str, Any]:
-    """The file for these logins of devices and the two service users (user → password)."""
+def service_document(
+    logins: Sequence[Any], passwords: Mapping[str, str], homes: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """The file for these logins of devices, the two service users (user → password), and the gateways' homes."""
     from iiot import broker
 
-    return broker.dynsec_document(logins, passwords)
+    return broker.dynsec_document(logins, passwords, homes)
 
 
 TASKS = {"prepare": prepare, "broker-document": broker_document}

@@ -2,6 +2,7 @@
 
 from iiot.models.base import SCHEMA, Base
 from iiot.models.commands import Command
+from iiot.models.discovery import Discovery, Entity, Home
 from iiot.models.fleet import ConnectionEvent, Credential, Device, RejectedMessage, Signal, UsageDay
 from iiot.models.people import (
     ROLES,
@@ -34,6 +35,9 @@ __all__ = [
     "ConnectionEvent",
     "Credential",
     "Device",
+    "Discovery",
+    "Entity",
+    "Home",
     "Invitation",
     "Latest",
     "Limits",
