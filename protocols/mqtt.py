@@ -261,7 +261,8 @@ class _Connection:
             if rest.startswith(mqtt_commands.RESULT) and not is_home:
                 # Every command has a topic of its own: nothing to remember.
                 return uid, "result", topic
-            known = (f"home/{uid}/{third}", "home", topic) if is_home else (uid, KINDS.get(rest, "other"), topic)
+            kind: Kind = "home" if is_home else KINDS.get(rest, "other")
+            known = (f"home/{uid}/{third}" if is_home else uid, kind, topic)
             if len(self._topics) >= TOPICS_KEPT:
                 self._topics.clear()
             self._topics[name] = known

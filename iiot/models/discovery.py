@@ -32,6 +32,11 @@ class Home(TenantOwned, Base):
     created_at: Mapped[Created]
     device: Mapped[Device] = relationship(viewonly=True)
 
+    @property
+    def device_uid(self) -> str:
+        """The id of the gateway, as everybody outside knows it."""
+        return self.device.uid
+
 
 class Entity(TenantOwned, Base):
     """A part of a device that can be controlled or read as one, made of the signals `<kind>/<name>/…`.

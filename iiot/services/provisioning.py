@@ -43,9 +43,10 @@ class Drift:
 def reconcile(settings: Settings | None = None) -> Drift:
     """Compare and mend; returns what was found.
 
-    Extra clients are removed, those of expired credentials among them, and wrong states and roles set. A missing
-    client cannot be made here, because its token is stored nowhere: the embedded broker is asked to start again with a file made from the verifiers; for any other the log says
-    what to do. A client with another token than the newest is shut out at once. Raises BrokerUnavailable.
+    Extra clients are removed, those of expired credentials among them, and wrong states and roles set. A missing client
+    cannot be made here, because its token is stored nowhere: the embedded broker is asked to start again with a file made
+    from the verifiers; for any other the log says what to do. A client with another token than the newest is shut out at
+    once. Raises BrokerUnavailable.
     """
     settings = settings or load()
     if not broker.is_managed():
