@@ -172,7 +172,8 @@ def next_command(ctx: web.Context, query: OrderQuery) -> OrdersOut:
     """Fetch the command that this device has to do now.
 
     For devices. With `wait` the answer comes as soon as there is a command, or empty after so many seconds. A command that was handed out and not
-    answered comes again; the next one follows when it is answered, expired or cancelled. A gateway gets those of its children, too. From then on this device's commands wait for its question.
+    answered comes again; the next one follows when it is answered, expired or cancelled.
+    From then on this device's commands wait for its question. A gateway gets those of its children, too.
     """
     device_id = ctx.principal.device_id or 0
 

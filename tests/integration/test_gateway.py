@@ -41,7 +41,9 @@ class Gateway(Device):
     def child(self, name: str) -> Any:
         """The row of a child; None while there is none."""
         found = factories.rows(
-            "SELECT uid, id, name, status FROM iiot.device WHERE gateway_id = %s AND child_name = %s", self.device_id, name
+            "SELECT uid, id, name, status FROM iiot.device WHERE gateway_id = %s AND child_name = %s",
+            self.device_id,
+            name,
         )
         return found[0] if found else None
 
@@ -100,15 +102,15 @@ def test_an_unknown_child_waits_is_approved_and_its_newest_message_is_stored(
         gateway.approve("pump 1")
         assert gateway.values("pump 1") == {2.5}
         assert gateway.inbox() == {}
-        device.publish(gateway.topic, json.dumps({"pump 1": [{"flow": 3.5}, {"flow": 4.5, "ts": factories.now_ms() - 9}]}))
+        device.publish(
+            gateway.topic, json.dumps({"pump 1": [{"flow": 3.5}, {"flow": 4.5, "ts": factories.now_ms() - 9}]})
+        )
         eventually(lambda: gateway.values("pump 1") == {2.5, 3.5, 4.5}, 30)
         assert len(notices(device)) == 2
     assert gateway.rejections == []
 
 
-def test_a_tenant_that_takes_all_has_the_child_at_once_and_quotas_hold(
-    broker: MosquittoServer
-) -> None:
+def test_a_tenant_that_takes_all_has_the_child_at_once_and_quotas_hold(broker: MosquittoServer) -> None:
     gateway = Gateway(factories.make_tenant(devices=2))
     take_all(gateway.tenant)
     with online(broker, gateway) as device:
@@ -174,9 +176,9 @@ def test_nonsense_is_kept_with_the_gateway_and_told(broker: MosquittoServer, gat
         [notice] = eventually(lambda: notices(device), 30)
     assert (notice["code"], notice.get("device")) == (code, child)
     assert gateway.rejections == [code]
-    assert [row[0] for row in factories.rows("SELECT child_name FROM iiot.device WHERE gateway_id = %s", gateway.device_id)] == [
-        "good"
-    ]
+    assert [
+        row[0] for row in factories.rows("SELECT child_name FROM iiot.device WHERE gateway_id = %s", gateway.device_id)
+    ] == ["good"]
 
 
 def test_a_bad_reading_names_its_child_and_the_others_are_stored(broker: MosquittoServer, gateway: Gateway) -> None:
@@ -188,9 +190,7 @@ def test_a_bad_reading_names_its_child_and_the_others_are_stored(broker: Mosquit
         eventually(lambda: gateway.values("b") == {2.0, 3.0}, 30)
         [notice] = eventually(lambda: notices(device), 30)
     assert (notice["code"], notice["device"], notice["key"]) == ("wrong-type", "a", "t")
-    kept = factories.rows(
-        "SELECT code, payload FROM iiot.rejected_message WHERE device_id = %s", gateway.child("a")[1]
-    )
+    kept = factories.rows("SELECT code, payload FROM iiot.rejected_message WHERE device_id = %s", gateway.child("a")[1])
     assert [(code, bytes(payload)) for code, payload in kept] == [("wrong-type", b'{"t":"warm"}')]
 
 

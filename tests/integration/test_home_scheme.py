@@ -116,7 +116,9 @@ def test_with_mosquittos_own_programs_from_the_state_to_the_control_and_back(
     publish(f"{lamp}/state", '{"state": "ON", "brightness": 10}')
     publish(f"{lamp}/state", '{"state": "ON", "brightness": 40}')
     eventually(lambda: state_of(command) == "done", 30)
-    eventually(lambda: (hub.entities()["light/ceiling"].state, hub.entities()["light/ceiling"].brightness) == ("ON", 40), 30)
+    eventually(
+        lambda: (hub.entities()["light/ceiling"].state, hub.entities()["light/ceiling"].brightness) == ("ON", 40), 30
+    )
 
 
 def test_a_node_waits_with_all_that_it_has_shown_and_new_entities_wait_again(broker: MosquittoServer, hub: Hub) -> None:
@@ -176,7 +178,9 @@ def test_nonsense_is_kept_with_the_gateway_and_makes_nothing(broker: MosquittoSe
     half = NONSENSE["hall/light/two/state"][1]
     assert sorted([*hub.rejections, half]) == sorted(code for _, code in NONSENSE.values())
     assert set(hub.entities()) == {"light/two"}
-    kept = factories.rows("SELECT code FROM iiot.rejected_message WHERE device_id = %s", hub.child(f"{hub.home}/hall")[1])
+    kept = factories.rows(
+        "SELECT code FROM iiot.rejected_message WHERE device_id = %s", hub.child(f"{hub.home}/hall")[1]
+    )
     assert kept == [(half,)]
 
 

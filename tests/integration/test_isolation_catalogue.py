@@ -49,6 +49,10 @@ KEYS_OF_THE_PORTAL = {
     "uq_plan_uid": "random, 130 bits",
     "uq_plan_name": "of the platform; closed to the tenants' role",
     "uq_command_uid": "random, 130 bits",
+    "uq_discovery_uid": "random, 130 bits",
+    "uq_entity_uid": "random, 130 bits",
+    "uq_home_uid": "random, 130 bits",
+    "uq_home_name": "topics do not name the tenant; claiming a taken one answers alike whoever has it, and is limited per person",
     "uq_site_uid": "random, 130 bits: a collision tells nothing",
     "uq_role_uid": "random, 130 bits",
     "uq_invitation_uid": "random, 130 bits",
@@ -81,8 +85,8 @@ SECURITY_DEFINER = {
 }
 # The second wall inside a tenant: a restrictive policy for members who see some devices alone.
 MEMBER_LIMITS = {
-    "api_key", "command", "connection_event", "credential", "device", "latest", "rejected_message", "rollup_1h", "signal",
-    "site", "telemetry",
+    "api_key", "command", "connection_event", "credential", "device", "discovery", "entity", "home", "latest",
+    "rejected_message", "rollup_1h", "signal", "site", "telemetry",
 }  # fmt: skip
 # What holds something of a device without that wall, and why a limited member reads nothing of other devices there.
 DEVICE_DATA_WITHOUT_LIMIT = {
