@@ -38,6 +38,9 @@ HASH_BYTES: Final = 64
 MAX_SLOTS: Final = 5
 ADAPTER: Final = "iiot-adapter"
 SUBJECT: Final = re.compile("CN=([a-z2-7]{26}),serialNumber=[a-z2-7]{26}")
+# What nodes of the smart-home scheme say, and where they are told something: `home/<home>/<node>/<kind>/<entity>/…`.
+FROM_HOMES: Final = ("home/+/+/+/+/state", "home/+/+/status")
+TO_HOMES: Final = "home/+/+/+/+/set"
 
 DEFAULT_ACCESS: Final = {
     "publishClientSend": False,
@@ -173,9 +176,12 @@ def stored_certificates(db: Session) -> list[StoredCertificate]:
 
 
 def dynsec_document(
-    logins: Iterable[StoredLogin], passwords: Mapping[str, str], certificates: Iterable[StoredCertificate] = ()
+    logins: Iterable[StoredLogin],
+    passwords: Mapping[str, str],
+    certificates: Iterable[StoredCertificate] = (),
+    homes: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """The plugin's whole configuration file, as the database knows it.
+    """The plugin's whole configuration file, as the database knows it. `homes`: see `broker_homes.stored`.
 
     `passwords` are those of the service users (ADAPTER, ADMIN); they are bound to no client id, because no device may
     use another one than its own anyway.
@@ -189,7 +195,7 @@ def dynsec_document(
     uids: set[str] = set()
     for login in logins:
         entry = _client(login.user, login.salt, login.hash, login.iterations)
-        entry |= {"clientid": login.uid, "textname": login.mark, "roles": [{"rolename": _role(login.uid)}]}
+        entry |= {"clientid": login.uid, "textname": login.mark, "roles": [{"rolename": role_of(login.uid)}]}
         if not login.enabled:
             entry["disabled"] = True
         clients.append(entry)
@@ -197,7 +203,7 @@ def dynsec_document(
     for each in certificates:
         clients.append(_without_password(each.uid, each.certificate_uid))
         uids.add(each.uid)
-    roles += [{"rolename": _role(uid), "acls": _device_acls(uid)} for uid in sorted(uids)]
+    roles += [{"rolename": role_of(uid), "acls": device_acls(uid, (homes or {}).get(uid, ()))} for uid in sorted(uids)]
     return {"defaultACLAccess": DEFAULT_ACCESS, "clients": clients, "groups": [], "roles": roles}
 
 
@@ -206,47 +212,47 @@ def add_login(uid: str, token: str, slot: int = 1) -> None:
 
     Raises BrokerUnavailable or BrokerError; the reconciler mends what was missed.
     """
-    user, roles = user_name(uid, slot), [{"rolename": _role(uid)}]
+    user, roles = user_name(uid, slot), [{"rolename": role_of(uid)}]
     client = {"username": user, "clientid": uid, "password": token, "textname": token_mark(token), "roles": roles}
-    role = {"command": "createRole", "rolename": _role(uid), "acls": _device_acls(uid)}
-    role_answer, answer = _ask([role, {"command": "createClient", **client}])
-    _expect(role_answer, "Role already exists")
-    if _expect(answer, "Client already exists"):
-        changed, enabled = _ask([{"command": "modifyClient", **client}, {"command": "enableClient", "username": user}])
-        _expect(changed)
-        _expect(enabled)
+    role = {"command": "createRole", "rolename": role_of(uid), "acls": device_acls(uid)}
+    role_answer, answer = ask([role, {"command": "createClient", **client}])
+    expect(role_answer, "Role already exists")
+    if expect(answer, "Client already exists"):
+        changed, enabled = ask([{"command": "modifyClient", **client}, {"command": "enableClient", "username": user}])
+        expect(changed)
+        expect(enabled)
 
 
 def add_certificate(uid: str, certificate_uid: str) -> None:
     """Give a certificate of a device the device's topics. Nobody logs in under its name with a password."""
-    role = {"command": "createRole", "rolename": _role(uid), "acls": _device_acls(uid)}
+    role = {"command": "createRole", "rolename": role_of(uid), "acls": device_acls(uid)}
     client = {"command": "createClient", **_without_password(uid, certificate_uid)}
-    role_answer, answer = _ask([role, client])
-    _expect(role_answer, "Role already exists")
-    _expect(answer, "Client already exists")
+    role_answer, answer = ask([role, client])
+    expect(role_answer, "Role already exists")
+    expect(answer, "Client already exists")
 
 
 def remove_login(user: str) -> None:
     """Forget one login of a device, whose open connection ends; its others stay. An unknown one is no error."""
-    [answer] = _ask([{"command": "deleteClient", "username": user}])
-    _expect(answer, "Client not found")
+    [answer] = ask([{"command": "deleteClient", "username": user}])
+    expect(answer, "Client not found")
 
 
 def set_enabled(uid: str, enabled: bool) -> None:
     """Let a device in again under every name that it has, or shut it out; open connections of a disabled device end at once."""
     command = "enableClient" if enabled else "disableClient"
-    for answer in _ask([{"command": command, "username": user} for user in _names(uid)]):
-        _expect(answer, "Client not found")
+    for answer in ask([{"command": command, "username": user} for user in _names(uid)]):
+        expect(answer, "Client not found")
 
 
 def remove_device(uid: str) -> None:
     """Forget a device: its logins, its role, and the state that the broker kept for it. Unknown ones are no error."""
     commands = [{"command": "deleteClient", "username": user} for user in _names(uid)]
-    role = {"command": "deleteRole", "rolename": _role(uid)}
-    *clients, role_answer = _ask([*commands, role], clear=[f"iiot/{uid}/up/status"])
+    role = {"command": "deleteRole", "rolename": role_of(uid)}
+    *clients, role_answer = ask([*commands, role], clear=[f"iiot/{uid}/up/status"])
     for answer in clients:
-        _expect(answer, "Client not found")
-    _expect(role_answer, "Role not found")
+        expect(answer, "Client not found")
+    expect(role_answer, "Role not found")
 
 
 def _names(uid: str) -> list[str]:
@@ -259,8 +265,8 @@ def list_logins() -> list[BrokerLogin]:
     found: list[BrokerLogin] = []
     offset = 0
     while True:
-        [answer] = _ask([{"command": "listClients", "verbose": True, "count": PAGE, "offset": offset}])
-        _expect(answer)
+        [answer] = ask([{"command": "listClients", "verbose": True, "count": PAGE, "offset": offset}])
+        expect(answer)
         clients = answer["data"]["clients"]
         found += [
             BrokerLogin(client["username"], not client.get("disabled", False), client.get("textname", ""))
@@ -274,14 +280,14 @@ def list_logins() -> list[BrokerLogin]:
 
 def secure_defaults() -> bool:
     """Make the broker refuse what no role allows; True when it had to be changed."""
-    [answer] = _ask([{"command": "getDefaultACLAccess"}])
-    _expect(answer)
+    [answer] = ask([{"command": "getDefaultACLAccess"}])
+    expect(answer)
     now = {entry["acltype"]: entry["allow"] for entry in answer["data"]["acls"]}
     if now == DEFAULT_ACCESS:
         return False
     acls = [{"acltype": kind, "allow": allow} for kind, allow in DEFAULT_ACCESS.items()]
-    [answer] = _ask([{"command": "setDefaultACLAccess", "acls": acls}])
-    _expect(answer)
+    [answer] = ask([{"command": "setDefaultACLAccess", "acls": acls}])
+    expect(answer)
     return True
 
 
@@ -295,13 +301,12 @@ def _acl(kind: str, topic: str) -> dict[str, Any]:
     return {"acltype": kind, "topic": topic, "priority": 0, "allow": True}
 
 
-def _device_acls(uid: str) -> list[dict[str, Any]]:
-    """A device writes below its own `up` and reads below its own `down` (CONTRACT 5); all else is refused."""
-    return [
-        _acl("publishClientSend", f"iiot/{uid}/up/#"),
-        _acl("publishClientReceive", f"iiot/{uid}/down/#"),
-        _acl("subscribePattern", f"iiot/{uid}/down/#"),
-    ]
+def device_acls(uid: str, homes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A device writes below its own `up` and reads below its own `down` (CONTRACT 5), a gateway also in its homes; all else is refused."""
+    written = [f"iiot/{uid}/up/#", *[each.replace("+", home, 1) for home in homes for each in FROM_HOMES]]
+    read = [f"iiot/{uid}/down/#", *[TO_HOMES.replace("+", home, 1) for home in homes]]
+    acls = [_acl("publishClientSend", topic) for topic in written]
+    return acls + [_acl(kind, topic) for topic in read for kind in ("publishClientReceive", "subscribePattern")]
 
 
 SERVICE_ACLS: Final[dict[str, list[dict[str, Any]]]] = {
@@ -310,6 +315,8 @@ SERVICE_ACLS: Final[dict[str, list[dict[str, Any]]]] = {
         _acl("publishClientReceive", "iiot/+/up/#"),
         _acl("publishClientSend", "iiot/+/down/#"),
         _acl("publishClientSend", "iiot/service/#"),
+        *[_acl(kind, topic) for topic in FROM_HOMES for kind in ("subscribePattern", "publishClientReceive")],
+        _acl("publishClientSend", TO_HOMES),
     ],
     ADMIN: [
         _acl("publishClientSend", "$CONTROL/dynamic-security/#"),
@@ -323,13 +330,14 @@ SERVICE_ACLS: Final[dict[str, list[dict[str, Any]]]] = {
 }
 
 
-def _role(uid: str) -> str:
+def role_of(uid: str) -> str:
+    """The name of a device's role."""
     return f"device-{uid}"
 
 
 def _without_password(uid: str, certificate_uid: str) -> dict[str, Any]:
     user = certificate_user(uid, certificate_uid)
-    return {"username": user, "textname": "certificate", "roles": [{"rolename": _role(uid)}]}
+    return {"username": user, "textname": "certificate", "roles": [{"rolename": role_of(uid)}]}
 
 
 def _client(username: str, salt: bytes, hashed: bytes, iterations: int) -> dict[str, Any]:
@@ -341,7 +349,7 @@ def _client(username: str, salt: bytes, hashed: bytes, iterations: int) -> dict[
     }
 
 
-def _expect(answer: Mapping[str, Any], *harmless: str) -> bool:
+def expect(answer: Mapping[str, Any], *harmless: str) -> bool:
     """True when the command met a harmless state; raises BrokerError for any other complaint."""
     error = answer.get("error")
     if error is None:
@@ -351,7 +359,7 @@ def _expect(answer: Mapping[str, Any], *harmless: str) -> bool:
     raise BrokerError(f"{answer.get('command')}: {error}")
 
 
-def _ask(commands: Sequence[Mapping[str, Any]], clear: Sequence[str] = ()) -> list[dict[str, Any]]:
+def ask(commands: Sequence[Mapping[str, Any]], clear: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Send commands, clear retained topics, and return one answer per command.
 
     Where the broker is not managed, every command answers that it went well.

@@ -32,6 +32,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "stream": ("stream", "Tailers read the batch log of all tenants and write their effects."),
     "sign-in": ("auth", "Before a person has signed in no tenant is known."),
     "device-sign-in": ("auth", "Before a device has proved itself no tenant is known."),
+    "discovery": (
+        "app",
+        "What a gateway brings is made, or waits, in the tenant of the gateway that the broker has let in.",
+    ),
     "provision": ("stream", "The broker's clients are compared with the devices of all tenants."),
     "health": ("app", "Readiness asks the database for nothing but an answer."),
     "platform": ("auth", "Platform administrators manage tenants, plans and quotas, never what tenants own."),

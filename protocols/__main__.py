@@ -71,10 +71,6 @@ def run(name: str) -> None:
     settings = config.load()
     logs.setup(f"protocol-{name}", settings)
     made = adapter(name).make(settings)
-    runner = Runner(name)
-=======
-    adapter = adapters()[name].make(settings)
-    runner = Runner(name, late_after=settings.late_after)
     runner = Runner(name, late_after=settings.late_after)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop.set())

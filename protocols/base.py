@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
-Kind = Literal["telemetry", "status", "result", "other"]
+Kind = Literal["telemetry", "status", "result", "gateway", "home", "other"]
 
 RECEIPT: Final = ("code", "reason", "limit", "allowed", "retry_after")
 
@@ -40,7 +40,7 @@ class Refusal:
     """Why a message, or one reading of it (`index`, `key`), was not stored. The fields of CONTRACT 5 `down/error`.
 
     `limit` is the name of the limit that was passed and `allowed` its value, None where no limit is at fault. `retry_after`
-    is in seconds; None means that sending the same again is pointless.
+    is in seconds; None means that sending the same again is pointless. `child`: the device that a gateway spoke of.
     """
 
     code: str
@@ -50,11 +50,13 @@ class Refusal:
     index: int | None = None
     key: str | None = None
     allowed: int | float | str | None = None
+    child: str | None = None
 
     def receipt(self) -> dict[str, Any]:
         """What the device reads of it, in every protocol that carries JSON: the same names everywhere."""
         told: dict[str, Any] = {name: getattr(self, name) for name in RECEIPT}
-        return told | {name: value for name in ("key", "index") if (value := getattr(self, name)) is not None}
+        told |= {name: value for name in ("key", "index") if (value := getattr(self, name)) is not None}
+        return told if self.child is None else told | {"device": self.child}
 
     def text(self) -> str:
         """The same in a line, for protocols that carry text: `code: reason (limit …, allowed …, retry after … s)`."""
@@ -79,18 +81,26 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A command for a device, as `Commander.command` gets it. `expires_at` is in milliseconds since the epoch."""
+    """A command for a device, as `Commander.command` gets it. `expires_at` is in milliseconds since the epoch.
+
+    `child`: the command is for this child of the gateway `uid`, which answers for it. `address`: where the smart-home scheme has the entity that is
+    controlled, `home/<home>/<node>/<kind>/<entity>`, for protocols that speak that scheme; the others hand it over as any command.
+    """
 
     uid: str
     id: str
     name: str
     params: dict[str, Any]
     expires_at: int
+    child: str | None = None
+    address: str | None = None
 
     def payload(self) -> bytes:
-        """What the device reads (CONTRACT 5 `down/command`): `{"id", "name", "params", "expires_at"}`."""
+        """What the device reads (CONTRACT 5 `down/command`): `{"id", "name", "params", "expires_at"}`, to a gateway with `"device"`, the child."""
         moment = datetime.fromtimestamp(self.expires_at / 1000, UTC).isoformat(timespec="milliseconds")
-        content = {"id": self.id, "name": self.name, "params": self.params}
+        content: dict[str, Any] = {"id": self.id, "name": self.name, "params": self.params}
+        if self.child is not None:
+            content["device"] = self.child
         content["expires_at"] = moment.replace("+00:00", "Z")
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -129,9 +139,10 @@ class SharedKey:
 class Message:
     """One message of a device. A plain class with slots: thirty thousand are made per second.
 
-    - `uid`: the device, as the protocol has authenticated it, never taken from the payload;
-    - `kind`: "telemetry", "status", "result" for the answer to the command `command_id`, or "other" for what the portal
-      does not know;
+    - `uid`: the device, as the protocol has authenticated it, never taken from the payload; of the kind "home" the adapter knows
+      the node alone, `home/<home>/<node>`, and the runner puts the gateway's uid in its place, or "" when there is none;
+    - `kind`: "telemetry", "status", "result" for the answer to the command `command_id`, "gateway" for the telemetry of a gateway's
+      children, "home" for the topics of the smart-home scheme, or "other" for what the portal does not know;
     - `topic`: where it was sent, for people who look for the reason of a rejection;
     - `settle(message, outcome)`: called exactly once, after the commit, from a writer thread of the runner and never from
       two at once, in the order of delivery unless the adapter has `any_order`. Never called when the commit failed: the
@@ -217,8 +228,8 @@ class Inbox(Protocol):
     def describe(self, device: Proved) -> dict[str, Any] | Refusal:
         """The device as it may see itself, or why not (`unavailable`, `unauthorized` when it is gone). Blocks.
 
-        `{"device": {"id", "name", "type", "status", "is_gateway", "enabled", "last_seen_at"}, "children": []}`;
-        `last_seen_at` is an RFC 3339 time or None.
+        `{"device": {"id", "name", "type", "status", "is_gateway", "enabled", "last_seen_at"}, "children": […]}`;
+        `last_seen_at` is an RFC 3339 time or None. The children of a gateway are alike and have `child_name`, what the gateway calls them.
         """
 
     def next_command(self, device: Proved) -> Order | Refusal | None:

@@ -117,7 +117,9 @@ class Refused(Exception):
 def refusal(refused: Refusal, known: bool | None = None, echo: bytes | None = None) -> Refused:
     """A refusal in CoAP's words. `known`: as in Refused; unless given the code says it."""
     code = CODES.get(refused.code, codes.BAD_REQUEST)
-    return Refused(code, refused.text(), refused.code not in STRANGERS if known is None else known, refused.retry_after, echo)
+    return Refused(
+        code, refused.text(), refused.code not in STRANGERS if known is None else known, refused.retry_after, echo
+    )
 
 
 def check_options(request: Any, protected: bool = False) -> None:

@@ -40,6 +40,14 @@ logins_total = Counter(
 
 log = structlog.get_logger("protocols")
 
+
+def _shown(row: Any) -> dict[str, Any]:
+    """What a device may see of itself."""
+    device = {name: getattr(row, name) for name in ("name", "type", "status", "is_gateway", "enabled")}
+    seen = row.last_seen_at
+    return device | {"id": row.uid, "last_seen_at": None if seen is None else seen.isoformat()}
+
+
 _WRONG: Final = Refusal("unauthorized", "the device uid or token is wrong")
 _NO_KEY: Final = Refusal("unauthorized", "there is no such key")
 
@@ -144,14 +152,12 @@ class Devices:
         try:
             with tenancy.work(tenancy.of_device(device.principal)) as db:
                 row = devices.read(db, device.uid)
+                below = devices.children(db, device.principal.device_id or 0) if row.is_gateway else []
         except NotFound:
             return _WRONG
         except Exception as error:
             return self._away(error)
-        shown = {name: getattr(row, name) for name in ("name", "type", "status", "is_gateway", "enabled")}
-        seen = row.last_seen_at
-        shown |= {"id": row.uid, "last_seen_at": None if seen is None else seen.isoformat()}
-        return {"device": shown, "children": []}
+        return {"device": _shown(row), "children": [_shown(each) | {"child_name": each.child_name} for each in below]}
 
     def next_command(self, device: Proved) -> Order | Refusal | None:
         """See `Inbox.next_command`."""

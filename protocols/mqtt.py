@@ -38,6 +38,8 @@ DESCRIPTION = "MQTT 5 and 3.1.1: iiot/<uid>/up/… from the broker of IIOT_MQTT_
 
 CLIENT_ID: Final = "iiot-adapter"
 SUBSCRIPTION: Final = "iiot/+/up/#"
+# What nodes of the smart-home scheme say.
+HOMES: Final = ("home/+/+/+/+/state", "home/+/+/status")
 STATUS_TOPIC: Final = "iiot/service/mqtt/status"
 NEVER_EXPIRES: Final = 0xFFFFFFFF
 # Acknowledgements go out in the order of delivery (MQTT 5 section 4.6), so those of live data wait for late data before it.
@@ -46,7 +48,7 @@ CONNECT_SECONDS: Final = 10.0
 # How long the loop sleeps when nothing happens; also the longest time until it sees `stop`.
 TICK_SECONDS: Final = 0.25
 LEAVE_SECONDS: Final = 2.0
-KINDS: Final[dict[str, Kind]] = {"telemetry": "telemetry", "status": "status"}
+KINDS: Final[dict[str, Kind]] = {"telemetry": "telemetry", "status": "status", "gateway/telemetry": "gateway"}
 TOPICS_KEPT: Final = 50_000
 # Refusals told to a device per message; the full list is in rejected_message.
 TOLD_PER_MESSAGE: Final = 5
@@ -179,9 +181,9 @@ class _Connection:
         if self.address.version == 5:
             # Retained states come once per session, not at every reconnect.
             options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
-            self.client.subscribe(SUBSCRIPTION, options=options)
+            self.client.subscribe([(topic, options) for topic in (SUBSCRIPTION, *HOMES)])
         else:
-            self.client.subscribe(SUBSCRIPTION, qos=1)
+            self.client.subscribe([(topic, 1) for topic in (SUBSCRIPTION, *HOMES)])
 
     def _loop(self, stop: threading.Event) -> None:
         """Read what has come, write what is queued, keep alive."""
@@ -256,12 +258,13 @@ class _Connection:
         if known is None:
             topic = name.decode("utf-8", "replace")
             # The subscription also matches iiot/<uid>/up, which has no fourth part.
-            _, uid, _, rest = f"{topic}/".split("/", 3)
-            rest = rest.removesuffix("/")
-            if rest.startswith(mqtt_commands.RESULT):
+            first, uid, third, rest = f"{topic}/".split("/", 3)
+            rest, is_home = rest.removesuffix("/"), first == "home"
+            if rest.startswith(mqtt_commands.RESULT) and not is_home:
                 # Every command has a topic of its own: nothing to remember.
                 return uid, "result", topic
-            known = (uid, KINDS.get(rest, "other"), topic)
+            kind: Kind = "home" if is_home else KINDS.get(rest, "other")
+            known = (f"home/{uid}/{third}" if is_home else uid, kind, topic)
             if len(self._topics) >= TOPICS_KEPT:
                 self._topics.clear()
             self._topics[name] = known
@@ -271,7 +274,8 @@ class _Connection:
         self, _client: Client, _userdata: Any, _mid: int, codes: list[ReasonCode], _props: Properties | None
     ) -> None:
         if any(code.is_failure for code in codes):
-            self.lost = f"the broker refused the subscription to {SUBSCRIPTION}: {codes[0]}; check the adapter's role"
+            topics = ", ".join((SUBSCRIPTION, *HOMES))
+            self.lost = f"the broker refused the subscription to {topics}; check the adapter's role"
             return
         self.subscribed = True
         self.client.publish(STATUS_TOPIC, "online", qos=1, retain=True)
@@ -286,7 +290,7 @@ class _Connection:
         """Acknowledge on the connection the message came by. On a later one its number belongs to another message."""
         if not self.alive:
             return
-        if outcome.refusals:
+        if outcome.refusals and message.uid:
             self._tell_refusals(message, outcome.refusals)
         if outcome.ack_ts is not None:
             self._tell(message.uid, "ack", {"ts": outcome.ack_ts})

@@ -105,7 +105,15 @@ class Orders:
 
     def _give(self, order: command_delivery.Order) -> bool:
         taken = self.adapter.command(
-            Order(order.device_uid, order.uid, order.name, order.params, clock.to_ms(order.expires_at))
+            Order(
+                order.device_uid,
+                order.uid,
+                order.name,
+                order.params,
+                clock.to_ms(order.expires_at),
+                order.child,
+                order.address,
+            )
         )
         if not taken:
             self._passed_over.add(order.device_uid)

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final, Protocol, get_args
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -26,8 +26,8 @@ from iiot.payloads import PayloadError
 from iiot.services import ingest
 from iiot.services.ingest import Incoming, Outcomes, StatusEvent, is_late
 from iiot.services.ingest import Outcome as Result
-from protocols import translate
-from protocols.base import Adapter, Commander, ConnectionLost, Message, Outcome
+from protocols import gateways, translate
+from protocols.base import Adapter, Commander, ConnectionLost, Kind, Message, Outcome
 from protocols.devices import Devices
 from protocols.lanes import LONGEST_REST, LateQueue, Line
 from protocols.orders import Orders, take_answers
@@ -130,11 +130,13 @@ class Runner:
         Appending to a deque is atomic; a lock here would cost more than all the rest of it.
         """
         self._separate(message)
-        if message.kind not in ("status", "result"):
+        if message.kind in ("telemetry", "other"):
             message.prepared = prepared = translate.incoming(message, self.name)
             if is_late(prepared.parsed, message.received_ms - self._late_ms):
                 message.late = True
                 self._late.wait_for_room()
+        elif message.kind in gateways.KINDS:
+            message.prepared = gateways.prepare(message)
         queue = self._queue
         queue.append(message)
         waiting = len(queue)
@@ -296,6 +298,7 @@ class Runner:
         places: list[int] = []
         events: list[StatusEvent] = []
         answers: list[int] = []
+        for_others: dict[int, Message] = {}
         for place, message in enumerate(batch):
             if translate.is_no_news(message):
                 continue
@@ -304,23 +307,31 @@ class Runner:
                 events.append(event)
             elif message.kind == "result":
                 answers.append(place)
+            elif message.kind in gateways.KINDS:
+                for_others[place] = message
             else:
                 incoming.append(message.prepared or translate.incoming(message, self.name))
                 places.append(place)
         for place, refused in take_answers(self.name, batch, answers):
             incoming.append(refused)
             places.append(place)
+        through = gateways.Through(self.name, for_others)
+        incoming += through.incoming
+        events += through.events
+        results: list[Result] = []
         if incoming:
             halving = _Halving(self.store, incoming, late)
-            for place, result in zip(places, halving.run(), strict=True):
+            results = halving.run()
+            for place, result in zip(places, results, strict=False):
                 if result.rejected or result.ack or result.status != "stored":
                     outcomes[place] = translate.outcome(result)
             readings_total.labels(self.name, "stored").inc(halving.stored)
             readings_total.labels(self.name, "duplicate").inc(halving.duplicate)
         if events:
             self.store.status(events)
+        through.finish(results[len(places) :], outcomes)
         if self._orders is not None:
-            self._orders.note({message.uid for message in batch})
+            self._orders.note({message.uid for message in batch if message.uid})
         self._measure(batch, outcomes, None if late else started)
         return outcomes
 
@@ -330,7 +341,7 @@ class Runner:
             commit_seconds.labels(self.name).observe(time.monotonic() - started)
             batch_messages.labels(self.name).observe(len(batch))
             lag_seconds.labels(self.name).set((clock.now_ms() - batch[0].received_ms) / 1000)
-        kinds = {"telemetry": 0, "status": 0, "result": 0, "other": 0}
+        kinds = dict.fromkeys(get_args(Kind), 0)
         for message in batch:
             kinds[message.kind] += 1
         for kind, count in kinds.items():

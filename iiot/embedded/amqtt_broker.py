@@ -26,8 +26,8 @@ from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 from sqlalchemy import func, or_, select
 
-from iiot import auth, config, logs, tenancy
-from iiot.broker import read_user_name
+from iiot import auth, broker_homes, config, logs, tenancy
+from iiot.broker import FROM_HOMES, TO_HOMES, read_user_name
 from iiot.embedded.bootstrap import server_names, tls_files
 from iiot.embedded.mqtt import ADAPTER
 from iiot.errors import Problem
@@ -40,14 +40,44 @@ CHECK_SECONDS = 0.5
 CHECKS_AT_ONCE = 4
 
 
+# The homes of gateways that have logged in, by uid; read anew with every login and every look at who must leave.
+homes: dict[str, list[str]] = {}
+
+
 def allowed(user: str, topic: str, action: Action) -> bool:
     """Whether a user may publish to, subscribe to or receive from a topic: the same rules as Mosquitto's roles."""
+    is_publish = action == Action.PUBLISH
     if user == ADAPTER:
-        return topic.startswith("iiot/")
+        in_homes = _of_homes(not is_publish)
+        return topic.startswith("iiot/") or any(_matches(topic, pattern) for pattern in in_homes)
     login = read_user_name(user)
-    way = "up" if action == Action.PUBLISH else "down"
+    if login is None:
+        return False
     # As in a pattern of MQTT, "up/#" is also "up".
-    return login is not None and f"{topic}/".startswith(f"iiot/{login[0]}/{way}/")
+    if f"{topic}/".startswith(f"iiot/{login[0]}/{'up' if is_publish else 'down'}/"):
+        return True
+    own = [each.replace("+", home, 1) for home in homes.get(login[0], ()) for each in _of_homes(is_publish)]
+    return any(_matches(topic, pattern) for pattern in own)
+
+
+def _of_homes(is_publish: bool) -> tuple[str, ...]:
+    return FROM_HOMES if is_publish else (TO_HOMES,)
+
+
+def _matches(topic: str, pattern: str) -> bool:
+    """Whether a topic, or a subscription that reaches no further, is in the pattern; patterns here know `+` alone."""
+    levels, wanted = topic.split("/"), pattern.split("/")
+    return len(levels) == len(wanted) and all(
+        (word == "+" and level != "#") or word == level for level, word in zip(levels, wanted, strict=True)
+    )
+
+
+def _read_homes() -> None:
+    global homes
+    with tenancy.work(tenancy.system("device-sign-in")) as db:
+        found = broker_homes.stored(db)
+    # In one step: the event loop reads it meanwhile.
+    homes = found
 
 
 class Gate:
@@ -87,6 +117,7 @@ class Gate:
 
 def _prove(uid: str, slot: int, token: str) -> bool:
     try:
+        _read_homes()
         with tenancy.work(tenancy.system("device-sign-in")) as db:
             return credentials.authenticate(db, uid, token, slot) is not None
     except Problem:
@@ -94,6 +125,7 @@ def _prove(uid: str, slot: int, token: str) -> bool:
 
 
 def _valid(proofs: list[str]) -> set[str]:
+    _read_homes()
     statement = (
         select(Credential.token_hash)
         .join(Device, (Device.tenant_id == Credential.tenant_id) & (Device.id == Credential.device_id))

@@ -43,7 +43,7 @@ def prepare() -> dict[str, Any]:
 
 def broker_files() -> dict[str, str]:
     """The files of Mosquitto, name → text: the dynamic-security file with all devices of all tenants and the service users, and what TLS needs."""
-    from iiot import broker, tenancy
+    from iiot import broker, broker_homes, tenancy
     from iiot.embedded.mqtt import ServiceUsers
     from iiot.services import authority, revocations
 
@@ -51,8 +51,9 @@ def broker_files() -> dict[str, str]:
     with tenancy.work(tenancy.system("provision")) as db:
         revocations.reconcile(db)
         logins, certificates = broker.stored_logins(db), broker.stored_certificates(db)
+        homes = broker_homes.stored(db)
     passwords = ServiceUsers(Path(settings.data_dir) / "secrets").passwords()
-    security = broker.dynsec_document(logins, passwords, certificates)
+    security = broker.dynsec_document(logins, passwords, certificates, homes)
     pki = authority.ours()
     crl = {"devices.crl": settings.crl_file.read_text()}
     return {"dynamic-security.json": json.dumps(security)} | tls_files(pki, server_names(settings)) | crl

@@ -3,6 +3,7 @@
 from iiot.models.base import SCHEMA, Base
 from iiot.models.certificates import DeviceCertificate
 from iiot.models.commands import Command
+from iiot.models.discovery import Discovery, Entity, Home
 from iiot.models.fleet import ConnectionEvent, Credential, Device, OscoreContext, RejectedMessage, Signal, UsageDay
 from iiot.models.people import (
     ROLES,
@@ -36,6 +37,9 @@ __all__ = [
     "Credential",
     "Device",
     "DeviceCertificate",
+    "Discovery",
+    "Entity",
+    "Home",
     "Invitation",
     "Latest",
     "Limits",

@@ -7,6 +7,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from iiot.models.base import Base, BigRowId, Created, Moment
+from iiot.models.discovery import Entity
 from iiot.models.fleet import Device
 from iiot.tenancy import TenantOwned
 
@@ -24,6 +25,12 @@ class Command(TenantOwned, Base):
             ondelete="CASCADE",
             name="fk_command_device",
         ),
+        ForeignKeyConstraint(
+            ["tenant_id", "entity_id"],
+            ["iiot.entity.tenant_id", "iiot.entity.id"],
+            ondelete="SET NULL (entity_id)",
+            name="fk_command_entity",
+        ),
         UniqueConstraint("tenant_id", "device_id", "seq"),
         UniqueConstraint("tenant_id", "device_id", "idempotency_key"),
         CheckConstraint(
@@ -37,6 +44,8 @@ class Command(TenantOwned, Base):
     id: Mapped[BigRowId] = mapped_column(primary_key=True)
     uid: Mapped[str] = mapped_column(unique=True)
     device_id: Mapped[int]
+    # The part of the device that it controls; None for any other command.
+    entity_id: Mapped[int | None]
     seq: Mapped[int]
     name: Mapped[str]
     params: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
@@ -60,6 +69,7 @@ class Command(TenantOwned, Base):
     # [{"state", "at"}], oldest first.
     history: Mapped[list[dict[str, str]]] = mapped_column(JSONB, server_default="[]")
     device: Mapped[Device] = relationship(viewonly=True)
+    entity: Mapped[Entity | None] = relationship(viewonly=True)
 
     @property
     def device_uid(self) -> str:

@@ -28,7 +28,14 @@ class Device(TenantOwned, Base):
     __table_args__ = (
         ForeignKeyConstraint(["tenant_id"], ["iiot.tenant.id"], ondelete="CASCADE", name="fk_device_tenant"),
         ForeignKeyConstraint(["tenant_id", "site_id"], ["iiot.site.tenant_id", "iiot.site.id"], name="fk_device_site"),
+        ForeignKeyConstraint(
+            ["tenant_id", "gateway_id"],
+            ["iiot.device.tenant_id", "iiot.device.id"],
+            ondelete="SET NULL (gateway_id)",
+            name="fk_device_gateway",
+        ),
         UniqueConstraint("tenant_id", "external_id"),
+        UniqueConstraint("tenant_id", "gateway_id", "child_name"),
         CheckConstraint("status IN ('new', 'online', 'offline')", name="status"),
         Index("ix_device_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
         Index("ix_device_tenant_id_name", "tenant_id", text("lower(name)")),
@@ -44,6 +51,9 @@ class Device(TenantOwned, Base):
     is_gateway: Mapped[bool] = mapped_column(server_default=text("false"))
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default="{}")
     site_id: Mapped[int | None]
+    # The gateway that sends for this device, and what it calls it there.
+    gateway_id: Mapped[int | None]
+    child_name: Mapped[str | None]
     enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     status: Mapped[str] = mapped_column(server_default="new")
     # Whether the device tells its state itself (status topic, last will); only others go offline by silence.
@@ -57,6 +67,12 @@ class Device(TenantOwned, Base):
     updated_at: Mapped[Created]
     last_seen_at: Mapped[Moment | None]
     site: Mapped[Site | None] = relationship(viewonly=True)
+    gateway: Mapped["Device | None"] = relationship(viewonly=True, remote_side="Device.tenant_id, Device.id")
+
+    @property
+    def gateway_uid(self) -> str | None:
+        """The id of the gateway that sends for this device."""
+        return self.gateway.uid if self.gateway_id is not None and self.gateway else None
 
     @property
     def site_uid(self) -> str | None:

@@ -37,6 +37,7 @@ class Tenant(Base):
     __tablename__ = "tenant"
     __table_args__ = (
         CheckConstraint("status IN ('active', 'suspended', 'deleting')", name="status"),
+        CheckConstraint("discovery IN ('inbox', 'auto')", name="discovery"),
         CheckConstraint("(status = 'deleting') = (delete_at IS NOT NULL)", name="delete_at"),
     )
 
@@ -51,6 +52,8 @@ class Tenant(Base):
     delete_at: Mapped[Moment | None]
     plan_id: Mapped[int | None] = mapped_column(ForeignKey("iiot.plan.id", ondelete="SET NULL"))
     require_mfa: Mapped[bool] = mapped_column(server_default=text("false"))
+    # What becomes of devices that gateways bring: they wait in the inbox, or are taken at once.
+    discovery: Mapped[str] = mapped_column(server_default="inbox")
     # Branding: `#rrggbb`, and a PNG, JPEG or WebP picture that was decoded and encoded anew.
     colour: Mapped[str | None]
     logo: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)

@@ -50,7 +50,8 @@ from iiot.payloads.reader import (
 
 __all__ = [
     "KEY_PATTERN", "MAX_AGE_MS", "MAX_AHEAD_MS", "MAX_BYTES", "MAX_DEPTH", "MAX_JSON_BYTES", "MAX_KEY", "MAX_READINGS",
-    "MAX_STRING", "READ", "Allowed", "Item", "Parsed", "PayloadError", "Rejected", "Value", "parse",
+    "MAX_STRING", "READ", "Allowed", "Item", "Parsed", "PayloadError", "Rejected", "Value", "check_envelope", "decode",
+    "form_of", "parse",
 ]  # fmt: skip
 
 JSON_TYPES: Final = frozenset({"", "application/json", "text/json", "text/plain"})
@@ -133,14 +134,14 @@ def _plain_list(elements: list[_Wrapped], now_ms: int) -> Parsed | None:
 
 def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> Parsed:
     """The full rules. They decide alone; the short way in `parse` may only save time."""
-    form = _form(content_type)
-    _check_envelope(payload)
+    form = form_of(content_type)
+    check_envelope(payload)
     reader = Reader(now_ms)
     if form in (SENML_JSON, SENML_CBOR):
         data = _decode(payload) if form == SENML_JSON else cbor.decode(payload, (int, str))
         senml.read(data, reader)
         return Parsed(reader.items, reader.rejected, False, reader.places)
-    data = cbor.decode(payload) if form == CBOR else _decode(payload)
+    data = decode(payload, form)
     elements = data if isinstance(data, list) else [data]
     if not isinstance(data, (dict, list)):
         raise PayloadError("not-an-object", f"a message is an object or a list of objects, not {kind_of(data)}")
@@ -152,7 +153,7 @@ def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> P
     return Parsed(reader.items, reader.rejected, reader.ack, places)
 
 
-def _form(content_type: str | None) -> str:
+def form_of(content_type: str | None) -> str:
     """The media type without parameters (RFC 9110 section 8.3.1), "" for JSON; refused before a byte is interpreted."""
     if content_type is None or _is_json(content_type):
         return ""
@@ -166,13 +167,18 @@ def _form(content_type: str | None) -> str:
     raise PayloadError("unsupported-content-type", reason, "content_type", ", ".join(READ))
 
 
-def _check_envelope(payload: bytes) -> None:
+def check_envelope(payload: bytes) -> None:
     """Refuse by size before a byte is interpreted."""
     if len(payload) > MAX_BYTES:
         reason = f"the message has {len(payload)} bytes; at most {MAX_BYTES} are allowed, split it"
         raise PayloadError("too-large", reason, "message_bytes", MAX_BYTES)
     if not payload.strip():
         raise PayloadError("empty", "the message has no content")
+
+
+def decode(payload: bytes, form: str) -> Any:
+    """JSON or CBOR to Python; raises PayloadError. `form`: see `form_of`."""
+    return cbor.decode(payload) if form == CBOR else _decode(payload)
 
 
 def _is_json(content_type: str) -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from iiot import tenancy, web
 from iiot.errors import Conflict, Invalid, Problem
 from iiot.portal import connect, forms
-from iiot.services import credentials, devices, signals, sites
+from iiot.services import credentials, devices, homes, signals, sites
 
 pages = web.pages("device")
 DRAWABLE = ("number", "boolean")
@@ -18,6 +18,8 @@ SAVED = {
     "enabled": "The device is enabled.",
     "approval": "Commands of this device now need a second person.",
     "no-approval": "Commands of this device now go out at once.",
+    "home": "The home is claimed. The gateway was disconnected and may use its topics when it is back.",
+    "no-home": "The home is given up. Its devices stay.",
     "revoked": "The token was revoked. It opens nothing any more.",
 }
 
@@ -80,9 +82,11 @@ def _settings_values(db: Session, uid: str) -> dict[str, Any]:
         "external_id": device.external_id or "",
         "site": device.site_uid or "",
         "confirm": "",
+        "home": "",
     }
     tokens = credentials.list_all(db, device)
     return {
+        "homes": homes.of_device(db, device),
         "tab": "settings",
         "device": device,
         "form": form,
@@ -144,6 +148,29 @@ def ask_for_approval(ctx: web.Context, uid: str) -> Response:
     with tenancy.work(ctx.scope) as db:
         devices.change(db, uid, {"needs_approval": needed})
     return make_response(redirect(f"/devices/{uid}/settings?done={'approval' if needed else 'no-approval'}", 303))
+
+
+@pages.route("POST", "/devices/<uid>/homes", permission="device:write")
+def claim_home(ctx: web.Context, uid: str) -> Response:
+    """Claim a home for the gateway."""
+    form = forms.texts("home")
+    web.spend("home", ctx.principal.uid)
+    try:
+        with tenancy.work(ctx.scope) as db:
+            homes.claim(db, form["home"], uid)
+    except (Invalid, Conflict) as problem:
+        errors = [{"loc": ["body", "home"], "msg": problem.detail}]
+        return _refused(ctx, uid, Problem(problem.status, problem.code, problem.detail, errors=errors), form)
+    return make_response(redirect(f"/devices/{uid}/settings?done=home", 303))
+
+
+@pages.route("POST", "/devices/<uid>/homes/<home_id>/delete", permission="device:write")
+def release_home(ctx: web.Context, uid: str, home_id: str) -> Response:
+    """Give a home up."""
+    with tenancy.work(ctx.scope) as db:
+        devices.get(db, uid)
+        homes.release(db, home_id)
+    return make_response(redirect(f"/devices/{uid}/settings?done=no-home", 303))
 
 
 @pages.route("POST", "/devices/<uid>/delete", permission="device:write")

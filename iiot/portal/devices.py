@@ -9,7 +9,7 @@ from iiot import tenancy, web
 from iiot.errors import Invalid, Problem
 from iiot.models import Device
 from iiot.portal import connect, forms
-from iiot.services import devices, sites
+from iiot.services import children, devices, sites
 from iiot.services.listing import Found, Wanted
 
 pages = web.pages("devices")
@@ -82,7 +82,9 @@ def _values(ctx: web.Context) -> dict[str, object]:
     found = find(ctx, query)
     with tenancy.work(ctx.scope) as db:
         places = sites.choices(db)
+        waiting = children.count_waiting(db)
     return {
+        "waiting": waiting,
         "sites": places,
         "query": query,
         "found": found,

@@ -32,6 +32,7 @@ def _values(tenant: Tenant) -> dict[str, Any]:
         "colour": tenant.colour or STANDARD_COLOUR,
         "own_colour": "true" if tenant.colour else "",
         "require_mfa": "true" if tenant.require_mfa else "",
+        "discovery": tenant.discovery,
         "confirm": "",
         "logo": "",
     }
@@ -66,13 +67,14 @@ def settings_page(ctx: web.Context) -> str:
 
 @pages.route("POST", "/settings", permission="tenant:write")
 def save_settings(ctx: web.Context) -> Response:
-    """Save name, time zone, colour and the second factor of admins, unless somebody else changed them meanwhile."""
-    form = forms.texts("name", "timezone", "colour", "own_colour", "require_mfa", "version")
+    """Save name, time zone, colour, second factor of admins and discovery, unless somebody else changed them meanwhile."""
+    form = forms.texts("name", "timezone", "colour", "own_colour", "require_mfa", "discovery", "version")
     changes = {
         "name": form["name"],
         "timezone": form["timezone"],
         "colour": form["colour"] if form["own_colour"] == "true" else None,
         "require_mfa": form["require_mfa"] == "true",
+        "discovery": "auto" if form["discovery"] == "auto" else "inbox",
     }
     try:
         with tenancy.work(_scope(ctx)) as db:

@@ -2,7 +2,7 @@
 
 Per device one command is out at a time, the oldest unfinished one; the next follows when that one is done, failed, expired or cancelled. One
 protocol delivers it: a device that was last seen on a protocol whose adapter pushes (MQTT) gets it there, any other waits for the device's own
-question over HTTP. `Device.command_protocol` keeps where it was last seen.
+question over HTTP. `Device.command_protocol` keeps where it was last seen. What is for a child goes to its gateway, which answers for it.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import CursorResult, exists, select, update
+from sqlalchemy import CursorResult, case, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from iiot import clock, ids, tenancy
@@ -25,18 +25,25 @@ MAX_ANSWER = 16 * 1024
 _OF_DEVICE = (Device.tenant_id == Command.tenant_id) & (Device.id == Command.device_id)
 # Nobody has to approve it, or somebody has.
 _FREE = Command.approval.is_distinct_from("waiting")
+_GATEWAY = aliased(Device)
+_OF_GATEWAY = (_GATEWAY.tenant_id == Device.tenant_id) & (_GATEWAY.id == Device.gateway_id)
 _ANSWER_HINT = 'an answer is {"status": "done" or "failed", "result": …}'
 
 
 @dataclass(frozen=True)
 class Order:
-    """A command as a protocol hands it over."""
+    """A command as a protocol hands it over to the device, or to the gateway of the child `child`.
+
+    `address`: where the smart-home scheme has the entity that is controlled, `home/<home>/<node>/<kind>/<entity>`; None for any other command.
+    """
 
     device_uid: str
     uid: str
     name: str
     params: dict[str, Any]
     expires_at: datetime
+    child: str | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,8 +130,10 @@ def _waiting(protocol: str, now: datetime) -> Any:
         select(Command)
         .join(Device, _OF_DEVICE)
         .join(Tenant, Tenant.id == Command.tenant_id)
+        .outerjoin(_GATEWAY, _OF_GATEWAY)
         .where(Command.state == "queued", Command.expires_at > now, _FREE, ~is_behind)
-        .where(Device.enabled, Device.command_protocol == protocol, Tenant.status == "active")
+        .where(Device.enabled, _GATEWAY.enabled.is_not(False), Tenant.status == "active")
+        .where(case((_GATEWAY.id.is_not(None), _GATEWAY.command_protocol), else_=Device.command_protocol) == protocol)
         .options(selectinload(Command.device))
         .order_by(Command.created_at, Command.id)
         .limit(1)
@@ -139,11 +148,23 @@ def _send(db: Session, command: Command, protocol: str, now: datetime) -> None:
 
 
 def _order(command: Command) -> Order:
-    return Order(command.device_uid, command.uid, command.name, command.params, command.expires_at)
+    device, entity = command.device, command.entity
+    gateway_uid = device.gateway_uid
+    return Order(
+        gateway_uid or device.uid,
+        command.uid,
+        command.name,
+        command.params,
+        command.expires_at,
+        device.child_name if gateway_uid else None,
+        entity.address if entity and gateway_uid else None,
+    )
 
 
 def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
     """The command that a device who asks for it over HTTP, or another protocol, has to do now, or None.
+
+    To a gateway also those of its children, one at a time.
 
     One that was handed out and is not answered is handed out again: the first answer may have been lost.
     """
@@ -159,10 +180,10 @@ def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
             .join(Tenant, Tenant.id == Command.tenant_id)
             # A poll may have waited while the device was shut out.
             .where(Device.enabled, Tenant.status == "active")
-            .where(Command.device_id == device_id, Command.state.in_(command_life.UNFINISHED))
-            .where(Command.expires_at > now, _FREE)
+            .where(or_(Device.id == device_id, Device.gateway_id == device_id))
+            .where(Command.state.in_(command_life.UNFINISHED), Command.expires_at > now, _FREE)
             .options(selectinload(Command.device))
-            .order_by(Command.seq)
+            .order_by(Command.created_at, Command.id)
             .limit(1)
             .with_for_update(of=Command)
         )
@@ -204,7 +225,9 @@ def _asked(db: Session, answer: Answer) -> Command | None:
     own = (
         select(Command)
         .join(Device, _OF_DEVICE)
-        .where(Device.uid == answer.device_uid, Device.enabled, Command.uid == answer.command_uid, _FREE)
+        .outerjoin(_GATEWAY, _OF_GATEWAY)
+        .where(or_(Device.uid == answer.device_uid, _GATEWAY.uid == answer.device_uid))
+        .where(Device.enabled, Command.uid == answer.command_uid, _FREE)
         .options(selectinload(Command.device))
         .with_for_update(of=Command)
     )

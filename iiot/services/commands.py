@@ -33,12 +33,14 @@ _WITH_DEVICE = selectinload(Command.device)
 
 @dataclass(frozen=True)
 class NewCommand:
-    """What somebody orders. `ttl`: seconds until it expires. `idempotency_key`: the same one again gives the first command."""
+    """What somebody orders. `ttl`: seconds until it expires. `idempotency_key`: the same one again gives the first command. `entity_id`: the part
+    of the device that it controls, see services.entities."""
 
     name: str
     params: dict[str, Any] = field(default_factory=dict)
     ttl: int = TTL_SECONDS
     idempotency_key: str | None = None
+    entity_id: int | None = None
 
 
 def json_mistake(value: Any) -> str | None:
@@ -90,7 +92,7 @@ def _checked(new: NewCommand) -> NewCommand:
         mistakes.append({"loc": ["body", "idempotency_key"], "msg": f"1 to {MAX_KEY} characters"})
     if mistakes:
         raise Invalid("The command is not valid.", mistakes)
-    return NewCommand(name, new.params, new.ttl, new.idempotency_key)
+    return NewCommand(name, new.params, new.ttl, new.idempotency_key, new.entity_id)
 
 
 def _new(db: Session, device: Device, new: NewCommand) -> Command:
@@ -98,6 +100,7 @@ def _new(db: Session, device: Device, new: NewCommand) -> Command:
     command = Command(
         uid=ids.new_uid(),
         device_id=device.id,
+        entity_id=new.entity_id,
         seq=next_seq(db, device.id),
         name=new.name,
         params=new.params,
@@ -202,13 +205,24 @@ def shape(command: Command) -> dict[str, Any]:
     }
 
 
+def finish(db: Session, command: Command, state: str, result: Any) -> None:
+    """The device has shown what became of it: `done` or `failed`, through what lies before."""
+    now = clock.now()
+    command_life.confirm(command, now)
+    command_life.advance(command, state, now)
+    command.result = result
+    tell(db, command)
+
+
 def tell(db: Session, command: Command) -> None:
     """After the commit: the event `command` to those who watch, and a word to those who wait for the device's next command."""
     tenant_uid = db.scalar(select(Tenant.uid).where(Tenant.id == command.tenant_id)) or ""
     device_uid, data = command.device_uid, shape(command)
     tenancy.after_commit(db, lambda: events.command(tenant_uid, device_uid, data))
     if command.state == "queued" or command_life.is_finished(command):
-        tenancy.after_commit(db, lambda: events.publish_order(device_uid))
+        # Children's commands go to their gateway.
+        waiting_uid = command.device.gateway_uid or device_uid
+        tenancy.after_commit(db, lambda: events.publish_order(waiting_uid))
 
 
 def expire(db: Session) -> bool:

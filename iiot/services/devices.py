@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row, Select, bindparam, func, or_, select
 from sqlalchemy.exc import IntegrityError, ProgrammingError
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session, aliased, selectinload
 
 from iiot import broker, cache, clock, ids, metrics, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
@@ -20,6 +20,7 @@ MAX_NAME = 200
 MAX_TYPE = 64
 MAX_TAGS = 32
 MAX_TAG = 64
+MOST_CHILDREN = 1000
 # insufficient_privilege: what a row would become is not for a limited member to see.
 NOT_YOURS = "42501"
 _LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
@@ -41,6 +42,7 @@ _COLUMNS = (
     "external_id",
     "version",
     "needs_approval",
+    "child_name",
 )
 _SITES = Site.__table__
 _SITE_UID = (
@@ -49,13 +51,20 @@ _SITE_UID = (
     .scalar_subquery()
     .label("site_uid")
 )
+_GATEWAY = aliased(_TABLE)
+_GATEWAY_UID = (
+    select(_GATEWAY.c.uid)
+    .where(_GATEWAY.c.tenant_id == _TABLE.c.tenant_id, _GATEWAY.c.id == _TABLE.c.gateway_id)
+    .scalar_subquery()
+    .label("gateway_uid")
+)
 _ID = (
     select(_TABLE.c.id)
     .where(_TABLE.c.uid == bindparam("uid"), _TABLE.c.tenant_id == bindparam("tenant"))
     .execution_options(reviewed=True)
 )
 _READ = (
-    select(*[_TABLE.c[name] for name in _COLUMNS], _SITE_UID)
+    select(*[_TABLE.c[name] for name in _COLUMNS], _SITE_UID, _GATEWAY_UID)
     .where(_TABLE.c.uid == bindparam("uid"), _TABLE.c.tenant_id == bindparam("tenant"))
     .execution_options(reviewed=True)
 )
@@ -84,6 +93,7 @@ class Filters:
     is_gateway: bool | None = None
     enabled: bool | None = None
     site: str | None = None
+    gateway: str | None = None
 
 
 SORTS: dict[str, Any] = {
@@ -104,6 +114,17 @@ def check_tags(tags: tuple[str, ...] | list[str]) -> list[str]:
 
 def create(db: ScopedSession, new: NewDevice) -> tuple[Device, str]:
     """A device and its token, which is known only here. Raises QuotaExceeded, Conflict (external id taken), Invalid, or Forbidden (limited members)."""
+    device = _add(db, new)
+    token = credentials.first(db, device)
+    return device, token
+
+
+def create_child(db: ScopedSession, new: NewDevice, gateway_id: int, child_name: str) -> Device:
+    """A device below a gateway, which sends for it under `child_name`; it has no token of its own. Raises as `create`. The gateway is locked."""
+    return _add(db, new, gateway_id=gateway_id, child_name=child_name)
+
+
+def _add(db: ScopedSession, new: NewDevice, **place: Any) -> Device:
     roles.check_unlimited(db.scope)
     device = Device(
         uid=ids.new_uid(),
@@ -113,19 +134,47 @@ def create(db: ScopedSession, new: NewDevice) -> tuple[Device, str]:
         is_gateway=new.is_gateway,
         tags=check_tags(new.tags),
         site_id=sites.id_of(db, new.site),
+        **place,
     )
     quotas.claim(db, "devices")
     _flush(db, device)
-    token = credentials.first(db, device)
     audit.record(db, "device.create", ("device", device.uid), after=_noted(device))
     tenancy.after_commit(db, metrics.devices_created.inc)
-    return device, token
+    return device
+
+
+def join(db: ScopedSession, uid: str, gateway_id: int, child_name: str) -> Device:
+    """Let a gateway send for a device that exists. Raises NotFound, and Conflict when it is a gateway or another one sends for it."""
+    roles.check_unlimited(db.scope)
+    device = locked(db, uid)
+    if device.is_gateway:
+        raise Conflict("A gateway cannot be below another one.", "is-gateway")
+    if device.gateway_id is not None:
+        raise Conflict("A gateway sends for this device already, under another name.", "has-gateway")
+    before = _noted(device)
+    device.gateway_id, device.child_name = gateway_id, child_name
+    device.version += 1
+    device.updated_at = clock.now()
+    db.flush()
+    db.expire(device, ["gateway"])
+    was, now = audit.changes(before, _noted(device))
+    audit.record(db, "device.change", ("device", uid), before=was, after=now)
+    return device
+
+
+def children(db: Session, gateway_id: int) -> list[Device]:
+    """The devices that a gateway sends for, by its names for them; the first thousand."""
+    statement = select(Device).where(Device.gateway_id == gateway_id)
+    return list(db.scalars(statement.order_by(Device.child_name).limit(MOST_CHILDREN)))
 
 
 def _noted(device: Device) -> dict[str, Any]:
     """What the audit trail keeps of a device."""
     names = ("name", "type", "external_id", "is_gateway", "tags", "enabled", "needs_approval")
-    return {name: getattr(device, name) for name in names} | {"site": device.site_uid}
+    noted = {name: getattr(device, name) for name in names} | {"site": device.site_uid}
+    if device.gateway_id is not None:
+        noted |= {"gateway": device.gateway_uid, "child_name": device.child_name}
+    return noted
 
 
 def _flush(db: Session, device: Device) -> None:
@@ -152,7 +201,7 @@ def search(db: Session, filters: Filters, wanted: Wanted) -> Found[Device]:
 
 
 def _filtered(filters: Filters) -> Select[Any]:
-    statement = select(Device).options(selectinload(Device.site))
+    statement = select(Device).options(selectinload(Device.site), selectinload(Device.gateway))
     if filters.q:
         pattern = f"%{escape_like(filters.q)}%"
         statement = statement.where(
@@ -168,6 +217,9 @@ def _filtered(filters: Filters) -> Select[Any]:
             statement = statement.where(getattr(Device, column) == value)
     if filters.site is not None:
         statement = statement.where(Device.site_id.in_(select(Site.id).where(Site.uid == filters.site)))
+    if filters.gateway is not None:
+        gateways = aliased(Device)
+        statement = statement.where(Device.gateway_id.in_(select(gateways.id).where(gateways.uid == filters.gateway)))
     if filters.tag is not None:
         statement = statement.where(Device.tags.contains([filters.tag]))
     return statement

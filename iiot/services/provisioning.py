@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 
 import structlog
 from prometheus_client import Gauge
 
-from iiot import broker, clock, tenancy
+from iiot import broker, broker_homes, clock, tenancy
 from iiot.broker import BrokerLogin, StoredCertificate, StoredLogin
 from iiot.config import Settings, load
 
@@ -20,7 +20,7 @@ GRACE = timedelta(seconds=30)
 
 drift_gauge = Gauge(
     "iiot_broker_drift",
-    "Logins of devices at the broker that differed from the database at the last comparison: missing, extra, wrong_state.",
+    "Logins of devices at the broker that differed from the database at the last comparison: missing, extra, wrong_state, wrong_role.",
     ["kind"],
     multiprocess_mode="mostrecent",
 )
@@ -31,22 +31,25 @@ log = structlog.get_logger("provisioning")
 @dataclass(frozen=True, slots=True)
 class Drift:
     """User names (`<uid>`, `<uid>.<slot>`, subjects of certificates) that differed. `missing`: not at the broker, or there with another token;
-    `extra`: there, but no device has such a credential now; `wrong_state`: let in while disabled, or the other way round."""
+    `extra`: there, but no device has such a credential now; `wrong_state`: let in while disabled, or the other way round;
+    `wrong_role`: roles that allow something else than they ought to."""
 
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     wrong_state: tuple[str, ...]
+    wrong_role: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.extra or self.wrong_state)
+        return bool(self.missing or self.extra or self.wrong_state or self.wrong_role)
 
 
 def reconcile(settings: Settings | None = None) -> Drift:
     """Compare and mend; returns what was found.
 
-    Extra clients are removed, those of expired credentials among them, and wrong states set. Clients of certificates have no password and are made
-    anew. The client of a token cannot be, because the token is stored nowhere: the embedded broker is asked to start again with a file made from
-    the verifiers; for any other the log says what to do. A client with another token than the newest is shut out at once. Raises BrokerUnavailable.
+    Extra clients are removed, those of expired credentials among them, and wrong states and roles set. Clients of certificates have no password
+    and are made anew. The client of a token cannot be, because the token is stored nowhere: the embedded broker is asked to start again with a file
+    made from the verifiers; for any other the log says what to do. A client with another token than the newest is shut out at once. Raises
+    BrokerUnavailable.
     """
     settings = settings or load()
     if not broker.is_managed():
@@ -55,14 +58,18 @@ def reconcile(settings: Settings | None = None) -> Drift:
         log.error("the broker allowed by default what no role allows; this was changed")
     # In this order: a device reaches the broker after it is in the database, so an unknown client is really unknown.
     clients = {client.user: client for client in broker.list_logins()}
+    listed = broker_homes.list_roles()
     with tenancy.work(tenancy.system("provision")) as db:
         stored: list[Stored] = [*broker.stored_logins(db), *broker.stored_certificates(db)]
+        homes = broker_homes.stored(db)
     logins = {login.user: login for login in stored}
-    drift = compare(clients, logins)
-    for kind in ("missing", "extra", "wrong_state"):
+    roles = broker_homes.differing(listed, homes)
+    drift = replace(compare(clients, logins), wrong_role=tuple(sorted(roles)))
+    for kind in ("missing", "extra", "wrong_state", "wrong_role"):
         drift_gauge.labels(kind).set(len(getattr(drift, kind)))
     if drift:
-        log.warning("the broker differs", missing=drift.missing, extra=drift.extra, wrong_state=drift.wrong_state)
+        log.warning("the broker differs", **asdict(drift))
+        broker_homes.mend(roles)
         _mend(settings, drift, clients, logins)
     return drift
 

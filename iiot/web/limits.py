@@ -45,6 +45,8 @@ LIMITS = {
     "device-sign-in": parse("20/minute"),
     # Per user: orders to devices.
     "control": parse("100/hour"),
+    # Per user: names of homes, which are one of their kind in the installation, shall not be found by guessing.
+    "home": parse("30/hour"),
     "device-sign-in-address": parse("120/minute"),
     "api-key": parse("20/minute"),
     "api-key-address": parse("120/minute"),

@@ -56,6 +56,9 @@ OBJECTS = {
     "context_id": "oscore",
     "credential_id": "credential",
     "device_id": "device",
+    "discovery_id": "discovery",
+    "entity_id": "entity",
+    "home_id": "home",
     "invitation_id": "invitation",
     "key_id": "key",
     "plan_id": "plan",
@@ -93,6 +96,12 @@ BODIES: dict[str, Example] = {
     },
     "POST /api/v1/devices/<device_id>/certificates": lambda ids, n: {"name": f"certificate {n}", "days": 30},
     "POST /api/v1/devices/<device_id>/oscore": lambda ids, n: {"name": f"key {n}"},
+    "POST /api/v1/discoveries/approve": lambda ids, n: {"ids": [ids["discovery"]]},
+    "POST /api/v1/discoveries/<discovery_id>/approve": lambda ids, n: {"name": f"child {n}", "site": ids["site"]},
+    "POST /api/v1/discoveries/<discovery_id>/merge": lambda ids, n: {"device_id": ids["device"]},
+    "POST /api/v1/entities": lambda ids, n: {"device_id": ids["device"], "kind": "light", "name": f"light-{n}"},
+    "POST /api/v1/entities/<entity_id>/control": lambda ids, n: {"state": "ON", "brightness": n % 101},
+    "POST /api/v1/homes": lambda ids, n: {"name": f"home-{n}", "device_id": ids["gateway"]},
     "POST /api/v1/plans": lambda ids, n: {"name": f"plan {n}"},
     "PATCH /api/v1/plans/<plan_id>": lambda ids, n: {"devices": 5 + n},
     "POST /api/v1/rejected/<rejected_id>/replay": lambda ids, n: {"payload": f'{{"t": {n}}}'},
@@ -146,6 +155,13 @@ FORMS: dict[str, Example] = {
     "POST /devices/<uid>/oscore/<context_id>/revoke": lambda ids, n: {},
     "POST /devices/<uid>/delete": lambda ids, n: {"confirm": ids["device"]},
     "POST /devices/<uid>/enabled": lambda ids, n: {"enabled": "true"},
+    "POST /devices/<uid>/homes": lambda ids, n: {"home": f"home-{n}"},
+    "POST /devices/<uid>/homes/<home_id>/delete": lambda ids, n: {},
+    "POST /devices/inbox/approve": lambda ids, n: {"ids": [ids["discovery"]]},
+    "POST /devices/inbox/<discovery_id>/approve": lambda ids, n: {"name": f"child {n}", "site": ids["site"]},
+    "POST /devices/inbox/<discovery_id>/ignore": lambda ids, n: {},
+    "POST /devices/inbox/<discovery_id>/merge": lambda ids, n: {"device": ids["device"]},
+    "POST /devices/inbox/<discovery_id>/restore": lambda ids, n: {},
     "POST /devices/<uid>/settings": lambda ids, n: {"name": f"device {n}"},
     "POST /logout": lambda ids, n: {},
     "POST /password": lambda ids, n: {
@@ -295,7 +311,8 @@ def routes(app: Flask) -> Iterator[Route]:
 
 def removes(route: Route) -> int:
     """0 unless the route removes something. The deeper an object, the earlier it is removed; the tenant last."""
-    if route.method != "DELETE" and not route.rule.endswith(("/delete", "/remove", "/revoke")):
+    # What is approved or merged leaves the inbox.
+    if route.method != "DELETE" and not route.rule.endswith(("/delete", "/remove", "/revoke", "/approve", "/merge")):
         return 0
     whole = route.rule.endswith("<tenant_id>") or route.rule in (
         "/settings/delete",

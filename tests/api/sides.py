@@ -13,8 +13,8 @@ from werkzeug.test import TestResponse
 
 from iiot import auth, tenancy, web
 from iiot.ids import new_uid
-from iiot.models import Plan
-from iiot.services import devices, sessions
+from iiot.models import Discovery, Plan
+from iiot.services import devices, entities, homes, sessions
 from tests import factories
 from tests.api.conftest import basic
 
@@ -109,9 +109,23 @@ def make_side(app: Flask, letter: str, plan: str) -> Side:
     ids["rejected"] = factories.rows("SELECT uid FROM iiot.rejected_message WHERE tenant_id = %s", tenant.tenant_id)[0][
         0
     ]
+    ids |= _with_gateway(tenant, thing, canary)
     ids["session"] = str(member.home.pop("session"))
     admin.home = viewer.home = side.device.home = ids
     return side
+
+
+def _with_gateway(tenant: factories.TenantRow, thing: str, canary: Callable[[], str]) -> dict[str, str]:
+    """A gateway with a home, something in its inbox, and an entity of the device."""
+    with tenancy.work(tenancy.of(tenant)) as db:
+        gateway, _ = devices.create(db, devices.NewDevice(canary(), is_gateway=True))
+        home = homes.claim(db, canary(), gateway.uid)
+        entity = entities.create(db, thing, "light", canary())
+        found = Discovery(uid=new_uid(), device_id=gateway.id, kind="device", name=canary(), reason=canary())
+        found.state, found.payload, found.last_seen_at = "ignored", canary().encode(), factories.now()
+        db.add(found)
+        db.flush()
+        return {"gateway": gateway.uid, "home": home.uid, "entity": entity.uid, "discovery": found.uid}
 
 
 def _canaries(letter: str) -> Callable[[], str]:

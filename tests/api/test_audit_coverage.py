@@ -16,6 +16,8 @@ WITHOUT_ENTRY = {
     "POST /api/v1/auth/mfa/setup": "nothing is in force before it is confirmed",
 }
 ELSEWHERE = {
+    "POST /api/v1/discoveries/approve": "tests/api/test_discoveries.py",
+    "POST /api/v1/discoveries/<discovery_id>/merge": "tests/api/test_discoveries.py",
     "POST /api/v1/auth/mfa/confirm": "tests/api/test_mfa.py",
     "POST /api/v1/auth/mfa/disable": "tests/api/test_mfa.py",
     "POST /api/v1/auth/mfa/recovery-codes": "tests/api/test_mfa.py",

@@ -18,6 +18,9 @@ from iiot.models import (
     ApiKey,
     Command,
     Device,
+    Discovery,
+    Entity,
+    Home,
     Invitation,
     MembershipLimit,
     OscoreContext,
@@ -33,8 +36,8 @@ from tests import factories
 OWNERS = {"tenant": "id", "user_account": "id"}
 # What a limited member sees of other devices, of sites without a device of theirs, and of other people's keys: nothing.
 LIMITED = (
-    "api_key", "command", "connection_event", "credential", "device", "device_certificate", "latest",
-    "oscore_context", "rejected_message", "rollup_1h", "signal", "site", "telemetry",
+    "api_key", "command", "connection_event", "credential", "device", "device_certificate", "discovery", "entity", "home",
+    "latest", "oscore_context", "rejected_message", "rollup_1h", "signal", "site", "telemetry",
 )  # fmt: skip
 
 
@@ -69,6 +72,9 @@ def fill(name: str) -> Side:
         later = factories.now() + timedelta(hours=1)
         db.add(_key(side.device.device_id))
         db.add(Command(uid=new_uid(), device_id=side.device.device_id, seq=1, name="restart", expires_at=later))
+        own = {"device_id": side.device.device_id, "name": f"thing-{side.tenant.uid}"}
+        db.add_all([Home(uid=new_uid(), **own), Entity(uid=new_uid(), kind="light", **own)])
+        db.add(Discovery(uid=new_uid(), kind="device", last_seen_at=factories.now(), **own))
         audit.record(db, "test.fill", ("test", side.device.uid))
         _people(db, side)
     return side

@@ -54,6 +54,10 @@ KEYS_OF_THE_PORTAL = {
     "uq_device_certificate_serial": "random, 159 bits, of the portal's own choice",
     "uq_oscore_context_uid": "random, 130 bits",
     "uq_oscore_context_kid": "random, 56 bits: the key that a device names before its tenant is known",
+    "uq_discovery_uid": "random, 130 bits",
+    "uq_entity_uid": "random, 130 bits",
+    "uq_home_uid": "random, 130 bits",
+    "uq_home_name": "topics do not name the tenant; claiming a taken one answers alike whoever has it, and is limited per person",
     "uq_site_uid": "random, 130 bits: a collision tells nothing",
     "uq_role_uid": "random, 130 bits",
     "uq_invitation_uid": "random, 130 bits",
@@ -86,10 +90,8 @@ SECURITY_DEFINER = {
 }
 # The second wall inside a tenant: a restrictive policy for members who see some devices alone.
 MEMBER_LIMITS = {
-    "api_key", "command", "connection_event", "credential", "device", "device_certificate", "latest", "rejected_message", "rollup_1h",
-    "signal", "site", "telemetry",
-    "api_key", "command", "connection_event", "credential", "device", "latest", "oscore_context", "rejected_message",
-    "rollup_1h", "signal", "site", "telemetry",
+    "api_key", "command", "connection_event", "credential", "device", "device_certificate", "discovery", "entity", "home",
+    "latest", "oscore_context", "rejected_message", "rollup_1h", "signal", "site", "telemetry",
 }  # fmt: skip
 # What holds something of a device without that wall, and why a limited member reads nothing of other devices there.
 DEVICE_DATA_WITHOUT_LIMIT = {

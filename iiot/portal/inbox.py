@@ -1,0 +1,121 @@
+"""The inbox of the devices area: what gateways have brought, to be approved, merged with a device, or ignored."""
+
+from typing import Any
+
+from flask import Response, make_response, redirect, render_template, request
+
+from iiot import tenancy, web
+from iiot.errors import Invalid, Problem
+from iiot.portal import forms
+from iiot.services import children, devices, discoveries, sites
+from iiot.services.listing import Wanted
+
+pages = web.pages("inbox")
+PAGE_SIZE = 25
+# Devices that a thing may be merged with are offered by name; any other can be named by its id.
+OFFERED = 200
+DONE = {
+    "approved": "Approved. What the gateway sends for it is stored from now on.",
+    "merged": "Merged. What the gateway sends for it is stored with that device.",
+    "ignored": "Ignored. Nothing of it is kept until you restore it.",
+    "restored": "It waits again.",
+}
+
+
+def _values(ctx: web.Context, state: str) -> dict[str, Any]:
+    """What the page shows; a cursor that does not fit begins anew."""
+    kind = f"page:inbox:{state}"
+    try:
+        position = web.decode_cursor(kind, request.args.get("cursor"))
+    except Invalid:
+        position = None
+    with tenancy.work(ctx.scope) as db:
+        found = discoveries.search(db, discoveries.Filters(state), Wanted("-last_seen_at", PAGE_SIZE, position))
+        offered = devices.search(db, devices.Filters(is_gateway=False), Wanted("name", OFFERED)).items
+        values = {
+            "sites": sites.choices(db),
+            "waiting": children.count_waiting(db),
+            "full": discoveries.full_gateways(db),
+        }
+    return values | {
+        "state": state,
+        "found": found,
+        "titles": {row.uid: discoveries.title(row) for row in found.items},
+        "offered": [device for device in offered if device.gateway_id is None],
+        "most": children.MOST_WAITING,
+        "cursor": position is not None,
+        "next_cursor": web.encode_cursor(kind, found.next_position),
+    }
+
+
+@pages.route("GET", "/devices/inbox", permission="device:read")
+def inbox(ctx: web.Context) -> str:
+    """What waits, or what is ignored."""
+    state = "ignored" if request.args.get("state") == "ignored" else "waiting"
+    return render_template("inbox.html", message=DONE.get(request.args.get("done", "")), **_values(ctx, state))
+
+
+def _done(what: str, state: str = "") -> Response:
+    return make_response(redirect(f"/devices/inbox?done={what}{state}", 303))
+
+
+def _refused(ctx: web.Context, problem: Problem) -> Response:
+    return forms.refused("inbox.html", problem, **_values(ctx, "waiting"))
+
+
+@pages.route("POST", "/devices/inbox/<discovery_id>/approve", permission="device:write")
+def approve(ctx: web.Context, discovery_id: str) -> Response:
+    """Approve one, perhaps under another name."""
+    form = forms.texts("name", "type", "site")
+    approval = discoveries.Approval(form["name"] or None, form["type"] or None, form["site"] or None)
+    try:
+        with tenancy.work(ctx.scope) as db:
+            discoveries.approve(db, discovery_id, approval)
+    except Problem as problem:
+        return _not_found_or_refused(ctx, problem)
+    return _done("approved")
+
+
+@pages.route("POST", "/devices/inbox/<discovery_id>/merge", permission="device:write")
+def merge(ctx: web.Context, discovery_id: str) -> Response:
+    """Say that it is a device which exists."""
+    try:
+        with tenancy.work(ctx.scope) as db:
+            discoveries.merge(db, discovery_id, forms.texts("device")["device"])
+    except Problem as problem:
+        return _not_found_or_refused(ctx, problem)
+    return _done("merged")
+
+
+def _not_found_or_refused(ctx: web.Context, problem: Problem) -> Response:
+    if problem.status == 404:
+        raise problem
+    return _refused(ctx, problem)
+
+
+@pages.route("POST", "/devices/inbox/<discovery_id>/ignore", permission="device:write")
+def ignore(ctx: web.Context, discovery_id: str) -> Response:
+    """Hear nothing more of it."""
+    with tenancy.work(ctx.scope) as db:
+        discoveries.ignore(db, discovery_id)
+    return _done("ignored")
+
+
+@pages.route("POST", "/devices/inbox/<discovery_id>/restore", permission="device:write")
+def restore(ctx: web.Context, discovery_id: str) -> Response:
+    """Let it wait again."""
+    with tenancy.work(ctx.scope) as db:
+        discoveries.restore(db, discovery_id)
+    return _done("restored", "&state=ignored")
+
+
+@pages.route("POST", "/devices/inbox/approve", permission="device:write")
+def approve_many(ctx: web.Context) -> Response:
+    """Approve those that were chosen; what could not be approved stays, and the page says why."""
+    with tenancy.work(ctx.scope) as db:
+        _, failed = discoveries.approve_many(db, request.form.getlist("ids"))
+    if failed:
+        first = failed[0].problem
+        detail = first.detail if len(failed) == 1 else f"{first.detail} {len(failed)} could not be approved."
+        return _refused(ctx, Problem(first.status if first.status != 404 else 409, first.code, detail))
+    return _done("approved")
