@@ -16,12 +16,15 @@ import protocols
 from iiot import config, logs
 from protocols.base import AdapterError
 
+GIVEN = ("base", "buckets", "devices", "news", "orders", "people", "plant", "runner", "served", "translate")
+
 
 def adapters() -> dict[str, ModuleType]:
     """Every adapter: the modules of this package that offer `make`."""
     found: dict[str, ModuleType] = {}
     for info in pkgutil.iter_modules(protocols.__path__):
-        if info.name not in ("base", "buckets", "devices", "runner", "__main__"):
+        # A name with an underscore is a part of an adapter, and the others are what adapters are given.
+        if "_" not in info.name and info.name not in GIVEN:
             module = importlib.import_module(f"protocols.{info.name}")
             if hasattr(module, "make"):
                 found[info.name] = module

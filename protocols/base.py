@@ -149,6 +149,9 @@ class Inbox(Protocol):
         with an event loop calls it from a thread.
         """
 
+    def plant(self) -> Any:
+        """What is stored, as a `protocols.served.Plant`: for adapters that serve it to people and programs."""
+
     def describe(self, uid: str, token: str, source: str) -> dict[str, Any] | Refusal:
         """The device as it may see itself, or why not (as `authenticate`). Blocks, too.
 
