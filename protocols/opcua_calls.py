@@ -9,6 +9,7 @@ from asyncua import ua
 from protocols import opcua_values as values
 from protocols.base import Refusal
 from protocols.opcua_space import Node, Space, text_of, uid_of
+from protocols.served import News
 
 Codes = ua.StatusCodes
 STATUSES: Final = {"online": True, "offline": False}
@@ -105,6 +106,10 @@ async def _set_status(space: Space, uid: str, word: str, result: ua.CallMethodRe
         if refusal is not None and refusal.code != "device-disabled":
             result.StatusCode = ua.StatusCode(_code(refusal))
             return result
+        if refusal is None:
+            # Who has called sees it at once; the others when the news come by.
+            status = "online" if online else "offline"
+            await space.view.hear([News(space.visitor.tenant, uid, {}, status)])
     result.InputArgumentResults = [values.GOOD]
     result.OutputArguments = [ua.Variant(online is not None and refusal is None, ua.VariantType.Boolean)]
     return result

@@ -31,8 +31,15 @@ class OwnSubscriptions(InternalSession):  # type: ignore[misc]
 
     visitor: Visitor | None
     certificate: bytes | None
-    window: Window
-    prepare: Callable[..., Any]
+
+    @property
+    def window(self) -> Window:
+        """What its items see."""
+        raise NotImplementedError
+
+    async def prepare(self, nodes: Iterable[ua.NodeId]) -> None:
+        """Load what these nodes need."""
+        raise NotImplementedError
 
     def _own(self, subscription: int) -> InternalSubscription:
         """One of this session's; raises ServiceError for those of others and for none, alike."""
