@@ -135,6 +135,20 @@ class Settings(BaseSettings):
         None,
         description="Whether devices may send their token over CoAP without encryption. Unset: on in development, off in production.",
     )
+    opcua_public: str | None = Field(
+        None,
+        description="host:port of the OPC UA server as clients reach it, where that is another address than the one it binds.",
+    )
+    opcua_certificate: Path | None = Field(
+        None, description="Certificate of the OPC UA server, DER or PEM. Unset: one is made in the data dir."
+    )
+    opcua_key: Path | None = Field(None, description="Private key to IIOT_OPCUA_CERTIFICATE, PEM.")
+    opcua_trust_new: bool | None = Field(
+        None,
+        description="Whether an OPC UA client's certificate is trusted from its first login on. Unset: on in development, off in production.",
+    )
+    opcua_connections: int = Field(100, ge=1, le=1000, description="OPC UA: connections, and sessions, at once.")
+    opcua_items: int = Field(20_000, ge=1, description="OPC UA: monitored items of one tenant.")
     amqp_url: str | None = Field(None, description="RabbitMQ. Unset: AMQP is off.")
     secret_key: SecretStr = Field(
         SecretStr(""), description="Root of all derived keys; 32 characters or more. Generated when embedded."
@@ -323,6 +337,16 @@ class Settings(BaseSettings):
     def coap_is_on(self) -> bool:
         """Whether the CoAP adapter may run: it takes tokens in plain text."""
         return self.env != "production" if self.coap_plain is None else self.coap_plain
+
+    @property
+    def opcua_trusts_new(self) -> bool:
+        """Whether unknown OPC UA clients are trusted once they have logged in."""
+        return self.env != "production" if self.opcua_trust_new is None else self.opcua_trust_new
+
+    @property
+    def opcua_folder(self) -> Path:
+        """Certificates of the OPC UA server, and of its clients."""
+        return self.data_dir / "opcua"
 
     @property
     def cookies_secure(self) -> bool:

@@ -213,6 +213,9 @@ class Inbox(Protocol):
         it from a thread.
         """
 
+    def plant(self) -> Any:
+        """What is stored, as a `protocols.served.Plant`: for adapters that serve it to people and programs."""
+
     def recall_key(self, kid: bytes) -> SharedKey | None:
         """What `shared_key` has found a moment ago; None when it has to be asked. Never blocks."""
 

@@ -31,6 +31,7 @@ from protocols.base import Adapter, Commander, ConnectionLost, Kind, Message, Ou
 from protocols.devices import Devices
 from protocols.lanes import LONGEST_REST, LateQueue, Line
 from protocols.orders import Orders, take_answers
+from protocols.plant import Plant
 
 BATCH: Final = 4_000
 LINGER_SECONDS: Final = 0.025
@@ -154,6 +155,10 @@ class Runner:
         self._failures = 0
         connected.labels(self.name).set(1)
         log.info("connected", protocol=self.name)
+
+    def plant(self) -> Plant:
+        """See `Inbox.plant`."""
+        return Plant(self.name)
 
     def finish(self) -> None:
         """See `Inbox.finish`. The writer leaves when the queue is empty, or after FINISH_SECONDS."""

@@ -33,6 +33,20 @@ class SignalOut(web.Out):
     max: float | None
     last_ts: datetime | None
     last_value: Any
+    writable: bool
+
+
+class SignalPatch(web.Body):
+    """What shall change; what is left out stays. All but `writable` may be null."""
+
+    unit: Annotated[
+        str | None, Field(min_length=1, max_length=signals.MAX_UNIT, description="As people write it: °C, kW, m³/h.")
+    ] = None
+    min: Annotated[float | None, Field(description="Least value that makes sense.")] = None
+    max: Annotated[float | None, Field(description="Greatest value that makes sense.")] = None
+    writable: Annotated[
+        bool, Field(description="Whether it may be written over OPC UA; that becomes the command `write`.")
+    ] = False
 
 
 class NewestOut(BaseModel):
@@ -112,6 +126,20 @@ def list_signals(ctx: web.Context, uid: str, query: SignalQuery) -> Any:
     with tenancy.work(ctx.scope) as db:
         found = signals.search(db, uid, wanted)
     return web.page(kind, found, [SignalOut.model_validate(item) for item in found.items])
+
+
+@api.route(
+    "PATCH",
+    "/devices/<uid>/signals/<path:key>",
+    body=SignalPatch,
+    out=SignalOut,
+    permission="device:write",
+    problems=(404,),
+)
+def change_signal(ctx: web.Context, uid: str, key: str, body: SignalPatch) -> SignalOut:
+    """Change a signal's unit, range, or whether it may be written."""
+    with tenancy.work(ctx.scope) as db:
+        return SignalOut.model_validate(signals.change(db, uid, key, body.model_dump(exclude_unset=True)))
 
 
 @api.route("GET", "/devices/<uid>/latest", out=LatestOut, permission="telemetry:read", problems=(404,))

@@ -21,7 +21,9 @@ from iiot.embedded.process import Program, always
 from iiot.embedded.valkey import Valkey
 
 # What the portal itself listens on; a default port that is taken is replaced, a chosen one is not.
-BINDS = ("http_bind", "mqtt_bind", "mqtt_tls_bind", "mqtt_cert_bind", "mqtt_ws_bind", "coap_bind", "metrics_bind")
+BINDS = (
+    "http_bind", "mqtt_bind", "mqtt_tls_bind", "mqtt_cert_bind", "mqtt_ws_bind", "coap_bind", "opcua_bind", "metrics_bind",
+)  # fmt: skip
 UDP = ("coap_bind",)
 
 

@@ -132,6 +132,7 @@ class Up:
         ]
         if "coap_bind" in self.plan.values:
             slots.append(make("coap", partial(python, "coap", ["protocols", "run", "coap"]), STAGE_PORTAL))
+        slots.append(make("opcua", partial(python, "opcua", ["protocols", "run", "opcua"]), STAGE_PORTAL))
         for slot in slots:
             self.supervisor.wait(slot)
             self.console.step(slot.name, self.plan.http if slot.name == "web" else "runs")
@@ -156,6 +157,7 @@ class Up:
         for scheme, name in (("mqtt", "mqtt_bind"), ("coap", "coap_bind")):
             if address := self._address(name):
                 say(f"  Devices send to {scheme}://{address['host']}:{address['port']}")
+        say(f"  OPC UA clients connect to {self._opcua_url()}")
         if self._admin.get("password"):
             say(
                 f"  Sign in as {strong(str(self._admin['email']))} with the one-time password {strong(str(self._admin['password']))}"
@@ -169,7 +171,7 @@ class Up:
             "mqtt": self._mqtt(),
             "coap": self._address("coap_bind"),
             "amqp": None,
-            "opcua": None,
+            "opcua": {"url": self._opcua_url()},
             "metrics": f"http://{self.plan.values['metrics_bind']}/metrics",
             "admin": {"email": self._admin.get("email"), "password": self._admin.get("password")},
             "pid": os.getpid(),
@@ -192,6 +194,15 @@ class Up:
             other = self._address(f"mqtt_{name}_bind")
             address[f"{name}_port"] = other and other["port"]
         return address | {"ca_file": str(config.read().pki_folder.absolute() / "server-ca.crt")}
+
+    def _opcua_url(self) -> str:
+        address = self._address("opcua_bind") or {}
+        host = str(address.get("host"))
+        return (
+            f"opc.tcp://[{host}]:{address.get('port')}/iiot"
+            if ":" in host
+            else f"opc.tcp://{host}:{address.get('port')}/iiot"
+        )
 
     def _every_second(self) -> None:
         now = time.monotonic()

@@ -155,6 +155,8 @@ class Signal(TenantOwned, Base):
     unit: Mapped[str | None]
     minimum: Mapped[float | None]
     maximum: Mapped[float | None]
+    # Whether people and programs may write it; what they write becomes a command to the device.
+    writable: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[Created]
 
 

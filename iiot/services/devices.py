@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased, selectinload
 
 from iiot import broker, cache, clock, ids, metrics, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
-from iiot.models import Device, Site
+from iiot.models import Device, Signal, Site
 from iiot.services import audit, certificates, credentials, quotas, roles, sites
 from iiot.services.listing import Found, Wanted, escape_like, find
 from iiot.services.names import check_name
@@ -289,6 +289,18 @@ def change(db: Session, uid: str, changes: dict[str, Any], expected_version: str
         # Limited members may have lost sight of it: live subscriptions are looked at anew.
         tenancy.after_commit(db, cache.forget_everywhere)
     return device
+
+
+def outline(db: Session) -> list[Row[tuple[str, str, str]]]:
+    """uid, name and status of every device that the session sees, by name."""
+    statement = select(Device.uid, Device.name, Device.status).order_by(func.lower(Device.name), Device.id)
+    return list(db.execute(statement))
+
+
+def stamp(db: Session) -> tuple[Any, ...]:
+    """Changes when a device or a signal that the session sees was made, changed or removed."""
+    signal = select(func.max(Signal.id)).scalar_subquery()
+    return tuple(db.execute(select(func.count(Device.id), func.max(Device.updated_at), signal)).one())
 
 
 def locked(db: Session, uid: str) -> Device:

@@ -8,7 +8,10 @@ from sqlalchemy.orm import Session
 
 from iiot import events, tenancy
 from iiot.clock import rfc3339
+from iiot.errors import Conflict
 from iiot.models import ConnectionEvent, Device, Tenant
+from iiot.services import audit, devices
+from iiot.tenancy import ScopedSession
 
 
 @dataclass(slots=True)
@@ -28,6 +31,20 @@ def status(changes: Sequence[StatusEvent]) -> None:
     with tenancy.work(tenancy.system("ingest")) as db:
         for change in changes:
             _apply(db, change)
+
+
+def declare(db: ScopedSession, uid: str, online: bool, reason: str) -> None:
+    """A person's or program's word about a device of the session's tenant: stands until the device, or another one, says otherwise.
+
+    Raises NotFound, and Conflict for a disabled device.
+    """
+    device = devices.locked(db, uid)
+    if not device.enabled:
+        raise Conflict("The device is disabled. Enable it before you set its status.", "device-disabled")
+    before = device.status
+    _apply(db, StatusEvent(uid, online, reason))
+    state = "online" if online else "offline"
+    audit.record(db, "device.status", ("device", uid), before={"status": before}, after={"status": state})
 
 
 def _apply(db: Session, change: StatusEvent) -> None:

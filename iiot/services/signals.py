@@ -1,21 +1,28 @@
 """The signals of a device and their newest values."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, select
+from sqlalchemy import any_, bindparam, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
+from sqlalchemy.types import Text
 
-from iiot.models import Latest, Signal
-from iiot.services import devices
+from iiot import clock
+from iiot.errors import Invalid, NotFound
+from iiot.models import Device, Latest, Signal
+from iiot.services import audit, devices
 from iiot.services.listing import Found, Wanted, find
+from iiot.services.names import check_name
 from iiot.tenancy import ScopedSession
 
 SORTS: dict[str, Any] = {"key": Signal.key, "type": Signal.type}
 MOST = 10_000
+MAX_UNIT = 40
 
 # Columns, not objects, and built once: pages that show a device ask this again and again.
 _LATEST = (
@@ -24,6 +31,19 @@ _LATEST = (
     .where(Signal.device_id == bindparam("device"))
     .order_by(Signal.key)
 )
+
+
+_COLUMNS = {"unit": "unit", "min": "minimum", "max": "maximum", "writable": "writable"}
+_OF_DEVICES = (
+    select(
+        Device.uid, Signal.key, Signal.type, Signal.unit, Signal.minimum, Signal.maximum, Signal.writable,
+        Latest.ts, Latest.num, Latest.txt,
+    )
+    .join(Signal, (Signal.tenant_id == Device.tenant_id) & (Signal.device_id == Device.id))
+    .outerjoin(Latest, (Latest.tenant_id == Signal.tenant_id) & (Latest.signal_id == Signal.id))
+    .where(Device.uid == any_(bindparam("uids", type_=ARRAY(Text))))
+    .order_by(Device.id, Signal.key)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,7 @@ class SignalView:
     max: float | None
     last_ts: datetime | None
     last_value: Any
+    writable: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,4 +106,46 @@ def _newest(db: Session, signals: Sequence[int]) -> dict[int, Latest]:
 def _view(signal: Signal, newest: Latest | None) -> SignalView:
     value = value_of(signal.type, newest.num, newest.txt) if newest else None
     ts = newest.ts if newest else None
-    return SignalView(signal.key, signal.type, signal.unit, signal.minimum, signal.maximum, ts, value)
+    return SignalView(signal.key, signal.type, signal.unit, signal.minimum, signal.maximum, ts, value, signal.writable)
+
+
+def of_devices(db: ScopedSession, uids: Collection[str]) -> Iterator[tuple[str, SignalView]]:
+    """(device uid, signal) of several devices, by key; unknown devices have none."""
+    for uid, key, kind, unit, low, high, writable, ts, num, txt in db.execute(_OF_DEVICES, {"uids": list(uids)}):
+        value = None if ts is None else value_of(kind, num, txt)
+        yield uid, SignalView(key, kind, unit, low, high, ts, value, writable)
+
+
+def change(db: ScopedSession, uid: str, key: str, changes: Mapping[str, Any]) -> SignalView:
+    """Change unit, min, max or whether it is writable; raises NotFound, and Invalid for what cannot be."""
+    device = devices.locked(db, uid)
+    signal = db.scalar(select(Signal).where(Signal.device_id == device.id, Signal.key == key))
+    if signal is None:
+        raise NotFound("signal")
+    before = _noted(signal)
+    for name, value in changes.items():
+        setattr(signal, _COLUMNS[name], _checked(name, value))
+    if signal.minimum is not None and signal.maximum is not None and signal.minimum >= signal.maximum:
+        raise _invalid("max", "must be greater than min")
+    device.updated_at = clock.now()
+    db.flush()
+    was, now = audit.changes(before, _noted(signal))
+    if now:
+        audit.record(db, "signal.change", ("device", uid), before={"key": key} | was, after={"key": key} | now)
+    return _view(signal, _newest(db, [signal.id]).get(signal.id))
+
+
+def _noted(signal: Signal) -> dict[str, Any]:
+    return {name: getattr(signal, column) for name, column in _COLUMNS.items()}
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "unit" and value is not None:
+        return check_name(value, "unit", MAX_UNIT)
+    if name in ("min", "max") and value is not None and not math.isfinite(value):
+        raise _invalid(name, "must be a finite number")
+    return value
+
+
+def _invalid(name: str, message: str) -> Invalid:
+    return Invalid("The signal is not valid.", [{"loc": ["body", name], "msg": message}])

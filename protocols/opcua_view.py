@@ -1,0 +1,183 @@
+"""What one tenant's visitors see, kept in memory while somebody looks: devices, signals, newest values.
+
+Values come by themselves (`served.Wire`); the database is asked for what was never asked before, for what may have been
+missed, and once a second whether devices or signals have changed. Nothing is loaded before somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
+from concurrent.futures import Executor
+from typing import Any, Final, TypeVar
+
+from asyncua import ua
+
+from protocols.opcua_values import datavalue, text_value
+from protocols.served import Away, Device, News, Plant, Signal, Visitor
+
+Answer = TypeVar("Answer")
+Told = Callable[[int, ua.DataValue], Awaitable[None]]
+
+# How old a value may be that is read while news do not come by, and the list of devices.
+FRESH_SECONDS: Final = 0.5
+# Newest values are written up to a second after the news of them; what was loaded before that is loaded again.
+SETTLE_SECONDS: Final = 2.0
+# All that is watched is loaded so often in any case.
+POLL_SECONDS: Final = 5.0
+LIST_SECONDS: Final = 2.0
+AT_ONCE: Final = 500
+
+
+class View:
+    """The devices of a tenant as visitors with the same rights see them. Lives in the event loop."""
+
+    def __init__(self, plant: Plant, threads: Executor, live_since: Callable[[], float]) -> None:
+        self.visitors: dict[str, Visitor] = {}
+        self.devices: dict[str, Device] = {}
+        self.signals: dict[str, dict[str, Signal]] = {}
+        self.values: dict[tuple[str, str], ua.DataValue] = {}
+        self.plant = plant
+        self._threads = threads
+        self._live_since = live_since
+        self._listed_at = -math.inf
+        self._loaded_at: dict[str, float] = {}
+        self._stamp: Hashable = None
+        self._watching: dict[str, dict[int, Told]] = {}
+        self._node_of: dict[int, str] = {}
+        self._lock = asyncio.Lock()
+
+    async def ask(self, question: Callable[..., Answer], *arguments: Any) -> Answer:
+        """Ask the plant from a thread, in the name of one who sees this view; raises Away."""
+        visitor = next(iter(self.visitors.values()), None)
+        if visitor is None:
+            raise Away("nobody looks any more")
+        return await self.ask_for(visitor, question, *arguments)
+
+    async def ask_for(self, visitor: Visitor, question: Callable[..., Answer], *arguments: Any) -> Answer:
+        """The same in the name of one visitor: what may change something, and is noted under this name."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, question, visitor, *arguments)
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    async def have_list(self) -> None:
+        """Have the list of devices, at most LIST_SECONDS old."""
+        if time.monotonic() - self._listed_at > LIST_SECONDS:
+            await self._list()
+
+    async def _list(self) -> None:
+        async with self._lock:
+            began = time.monotonic()
+            found = await self.ask(self.plant.devices)
+            before, self.devices, self._listed_at = self.devices, found, began
+            for uid in before.keys() - found.keys():
+                self._forget(uid)
+        changed = [uid for uid, device in found.items() if before.get(uid, device).status != device.status]
+        await self._tell((f"{uid}#Status", text_value(self.devices[uid].status)) for uid in changed)
+        gone = before.keys() - found.keys()
+        if gone:
+            unknown = ua.DataValue(StatusCode=ua.StatusCode(ua.StatusCodes.BadNodeIdUnknown))
+            await self._tell((node, unknown) for node in list(self._watching) if node[:26] in gone)
+
+    def _forget(self, uid: str) -> None:
+        for key in self.signals.pop(uid, {}):
+            self.values.pop((uid, key), None)
+        self._loaded_at.pop(uid, None)
+
+    async def ensure(self, uids: Collection[str]) -> None:
+        """Have the signals and values of these devices; unknown ones are left out."""
+        await self.have_list()
+        now, since = time.monotonic(), self._live_since()
+        missing = [uid for uid in uids if uid in self.devices and self._is_stale(uid, now, since)]
+        await self._load(missing)
+
+    def _is_stale(self, uid: str, now: float, since: float) -> bool:
+        loaded = self._loaded_at.get(uid, -math.inf)
+        return now - loaded > (POLL_SECONDS if loaded > since + SETTLE_SECONDS else FRESH_SECONDS)
+
+    async def _load(self, uids: list[str]) -> None:
+        for start in range(0, len(uids), AT_ONCE):
+            part = uids[start : start + AT_ONCE]
+            began = time.monotonic()
+            found = await self.ask(self.plant.signals, part)
+            changes: list[tuple[str, ua.DataValue]] = []
+            for uid in part:
+                self.signals[uid] = signals = found.get(uid, {})
+                self._loaded_at[uid] = began
+                for signal in signals.values():
+                    if signal.ts is not None:
+                        changes += self._store(uid, signal, [(signal.ts, signal.value)])
+            await self._tell(changes)
+
+    async def refresh(self) -> None:
+        """Once a second: look whether devices or signals have changed, and load again what news may have missed."""
+        stamp = await self.ask(self.plant.stamp)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._loaded_at = dict.fromkeys(self._loaded_at, -math.inf)
+            await self._list()
+        elif time.monotonic() - self._listed_at > POLL_SECONDS:
+            await self._list()
+        watched = {node[:26] for node in self._watching}
+        now, since = time.monotonic(), self._live_since()
+        await self._load([uid for uid in watched if uid in self.devices and self._is_stale(uid, now, since)])
+
+    # --- news ---------------------------------------------------------------------------------------------------------
+
+    async def hear(self, news: Iterable[News]) -> None:
+        """Take over what has just happened to devices of this view."""
+        changes: list[tuple[str, ua.DataValue]] = []
+        for each in news:
+            device = self.devices.get(each.device)
+            if device is None:
+                continue
+            if each.status is not None and each.status != device.status:
+                self.devices[each.device] = Device(device.uid, device.name, each.status)
+                changes.append((f"{each.device}#Status", text_value(each.status)))
+            known = self.signals.get(each.device, {})
+            for key, readings in each.readings.items():
+                if key in known:
+                    changes += self._store(each.device, known[key], readings)
+                elif each.device in self._loaded_at:
+                    # A signal that was not there before: its type is asked for at the next look.
+                    self._loaded_at[each.device] = -math.inf
+        await self._tell(changes)
+
+    def _store(self, uid: str, signal: Signal, readings: Iterable[tuple[int, Any]]) -> list[tuple[str, ua.DataValue]]:
+        """Keep the newest; late readings never move it back. What has changed, in the order of time."""
+        place = (uid, signal.key)
+        changes: list[tuple[str, ua.DataValue]] = []
+        newest = self.values.get(place)
+        for ts, value in sorted(readings, key=lambda reading: reading[0]):
+            made = datavalue(signal.type, ts, value)
+            if newest is None or made.SourceTimestamp > newest.SourceTimestamp:
+                newest = made
+                changes.append((f"{uid}/{signal.key}", made))
+        if newest is not None:
+            self.values[place] = newest
+        return changes
+
+    # --- watching -----------------------------------------------------------------------------------------------------
+
+    def watch(self, handle: int, node: str, told: Told) -> None:
+        """Call `told` with every new value of a node."""
+        self._watching.setdefault(node, {})[handle] = told
+        self._node_of[handle] = node
+
+    def unwatch(self, handle: int) -> bool:
+        """End that; False for a handle that is not of this view."""
+        node = self._node_of.pop(handle, None)
+        if node is None:
+            return False
+        watchers = self._watching[node]
+        del watchers[handle]
+        if not watchers:
+            del self._watching[node]
+        return True
+
+    async def _tell(self, changes: Iterable[tuple[str, ua.DataValue]]) -> None:
+        for node, value in changes:
+            for handle, told in list(self._watching.get(node, {}).items()):
+                await told(handle, value)

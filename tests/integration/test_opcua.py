@@ -1,0 +1,405 @@
+"""What people and programs see and do over OPC UA: asyncua's client against the real adapter, beside the real stream."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from asyncua import ua
+
+from iiot import clock, tenancy
+from iiot.config import Settings
+from iiot.services import api_keys, devices
+from tests import factories
+from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, node, run, serving, soon
+
+
+@pytest.fixture(scope="module")
+def server(module_settings: Settings) -> Iterator[Server]:
+    """One adapter for all tests here."""
+    with serving(module_settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def side(server: Server) -> Side:
+    return Side(factories.make_tenant())
+
+
+def test_devices_and_signals_are_browsed_by_name_and_read(server: Server, side: Side) -> None:
+    name = "Pümpe 1/2 #3"
+    device = side.device(name, temperature=21.5, running=True, state="idle")
+    other = side.device(name, temperature=1.0)
+    side.change(device, "temperature", unit="°C", min=-40.0, max=125.0)
+
+    async def look() -> None:
+        async with server.connected(side.user("viewer")) as client:
+            folder = await client.nodes.objects.get_child(["2:Devices"])
+            names = [(await each.read_browse_name()).Name for each in await folder.get_children()]
+            assert names.count(name) == 2
+            found = await client.nodes.objects.get_child(["2:Devices", f"2:{name}", "2:temperature"], True)
+            assert {each.nodeid.Identifier for each in found} == {f"{each.uid}/temperature" for each in (device, other)}
+            signal = node(client, f"{device.uid}/temperature")
+
+            async def there() -> ua.DataValue | None:
+                value = await signal.read_data_value(raise_on_bad_status=False)
+                return value if value.StatusCode.is_good() else None
+
+            value = await soon(there)
+            assert (value.Value.Value, value.Value.VariantType) == (21.5, ua.VariantType.Double)
+            assert abs((value.SourceTimestamp - datetime.now(UTC)).total_seconds()) < 60
+            both = ua.ReadParameters(TimestampsToReturn=ua.TimestampsToReturn.Both)
+            both.NodesToRead = [ua.ReadValueId(signal.nodeid, ua.AttributeIds.Value)]
+            assert (await client.uaclient.read(both))[0].ServerTimestamp is not None
+            assert await node(client, f"{device.uid}/running").read_value() is True
+            assert await node(client, f"{device.uid}/state").read_value() == "idle"
+            limits = await (await signal.get_child("0:EURange")).read_value()
+            assert (limits.Low, limits.High) == (-40.0, 125.0)
+            unit = await (await signal.get_child("0:EngineeringUnits")).read_value()
+            assert (unit.UnitId, unit.DisplayName.Text) == (4408652, "°C")
+            children = {(await each.read_browse_name()).Name for each in await node(client, device.uid).get_children()}
+            assert children == {"Status", "SetStatus", "temperature", "running", "state"}
+
+    run(look())
+
+
+def test_new_values_are_pushed_within_a_second(server: Server, side: Side) -> None:
+    device = side.device(temperature=1.0, mode="slow")
+
+    async def look() -> list[float]:
+        loop, ages = asyncio.get_running_loop(), []
+        async with server.connected(side.user("viewer")) as client:
+            heard = Heard()
+            subscription = await client.create_subscription(100, heard)
+            await subscription.subscribe_data_change(
+                [node(client, f"{device.uid}/{key}") for key in ("temperature", "mode")]
+            )
+            await heard.until((f"{device.uid}/temperature", 1.0), (f"{device.uid}/mode", "slow"))
+            for number in range(2, 7):
+                began = loop.time()
+                await asyncio.to_thread(factories.store, device.uid, temperature=float(number), mode=f"gear {number}")
+                await heard.until(
+                    (f"{device.uid}/temperature", float(number)), (f"{device.uid}/mode", f"gear {number}")
+                )
+                ages.append(loop.time() - began)
+            # A late reading never moves a value back.
+            late = (clock.now_ms() - 60_000, {"temperature": -1.0})
+            await asyncio.to_thread(factories.store, device.uid, late)
+            await asyncio.to_thread(factories.store, device.uid, temperature=7.0)
+            await heard.until((f"{device.uid}/temperature", 7.0))
+            assert (f"{device.uid}/temperature", -1.0) not in heard.values
+        return ages
+
+    assert sorted(run(look()))[2] <= 1.0
+
+
+def test_history_is_read_in_both_directions_and_in_pages(server: Server, side: Side) -> None:
+    device = side.device()
+    first = clock.now_ms() // 1000 * 1000 - 3_600_000
+    factories.store(device.uid, *((first + number * 100, {"a": float(number)}) for number in range(6_000)))
+    begin = datetime.fromtimestamp(first / 1000, UTC)
+    end = begin + timedelta(hours=1)
+
+    def details(start: datetime | None, stop: datetime | None, most: int = 0) -> ua.ReadRawModifiedDetails:
+        made = ua.ReadRawModifiedDetails()
+        made.StartTime, made.EndTime = start or ua.get_win_epoch(), stop or ua.get_win_epoch()
+        made.NumValuesPerNode, made.IsReadModified = most, False
+        return made
+
+    async def look() -> None:
+        async with server.connected(side.user("viewer")) as client:
+            signal = node(client, f"{device.uid}/a")
+
+            async def ask(asked: ua.ReadRawModifiedDetails, point: bytes | None = None) -> tuple[list[float], Any]:
+                result = await signal.history_read(asked, point)
+                result.StatusCode.check()
+                return [each.Value.Value for each in result.HistoryData.DataValues], result.ContinuationPoint
+
+            page, point = await ask(details(begin, end))
+            rest, last = await ask(details(begin, end), point)
+            assert page + rest == [float(number) for number in range(6_000)]
+            assert not last
+            assert (await ask(details(end, begin, 3)))[0] == [5_999.0, 5_998.0, 5_997.0]
+            assert (await ask(details(None, end, 2)))[0] == [5_999.0, 5_998.0]
+            assert (await ask(details(begin, None, 2)))[0] == [0.0, 1.0]
+            assert (await ask(details(begin, begin + timedelta(milliseconds=200))))[0] == [0.0, 1.0]
+            assert (await ask(details(end, end + timedelta(hours=1))))[0] == []
+            assert len(await signal.read_raw_history(begin, end, numvalues=10)) == 10
+            for asked, used in (
+                (details(begin, None), None),
+                (details(begin, end), point),
+                (details(begin, end), b"x" * 16),
+            ):
+                result = await signal.history_read(asked, used)
+                assert not result.StatusCode.is_good()
+
+    run(look())
+
+
+def _commands(device: factories.DeviceRow) -> list[Any]:
+    statement = "SELECT name, params, created_by FROM iiot.command WHERE device_id = %s ORDER BY seq"
+    return factories.rows(statement, device.device_id)
+
+
+def test_writes_to_writable_signals_become_commands(server: Server, side: Side) -> None:
+    device = side.device(setpoint=20.0, on=False, note="x", sensor=1.0)
+    for key in ("setpoint", "on", "note"):
+        side.change(device, key, writable=True)
+    side.change(device, "setpoint", min=0.0, max=90.0)
+    email = side.user("operator")
+
+    async def refused(client: Any, key: str, value: Any, kind: Any = None) -> str:
+        with pytest.raises(ua.UaStatusCodeError) as caught:
+            await node(client, f"{device.uid}/{key}").write_value(ua.DataValue(ua.Variant(value, kind)))
+        return type(caught.value).__name__
+
+    async def act() -> None:
+        async with server.connected(email) as client:
+            await client.write_values(
+                [node(client, f"{device.uid}/{key}") for key in ("setpoint", "on")],
+                [ua.Variant(55.5, ua.VariantType.Double), ua.Variant(True)],
+            )
+            await node(client, f"{device.uid}/note").write_value("hello")
+            assert await refused(client, "sensor", 2.0) == "BadNotWritable"
+            assert await refused(client, "setpoint", "warm") == "BadTypeMismatch"
+            assert await refused(client, "setpoint", 91.0) == "BadOutOfRange"
+            assert await refused(client, "setpoint", float("nan")) == "BadOutOfRange"
+            assert await refused(client, "on", 1, ua.VariantType.Int32) == "BadTypeMismatch"
+            assert await refused(client, "nothing", 1.0) == "BadNodeIdUnknown"
+            access = await node(client, f"{device.uid}/setpoint").get_user_access_level()
+            assert ua.AccessLevel.CurrentWrite in access
+        async with server.connected(side.user("viewer")) as client:
+            assert await refused(client, "setpoint", 10.0) == "BadUserAccessDenied"
+            access = await node(client, f"{device.uid}/setpoint").get_user_access_level()
+            assert ua.AccessLevel.CurrentWrite not in access
+
+    run(act())
+    assert _commands(device) == [("write", {"on": True, "setpoint": 55.5}, email), ("write", {"note": "hello"}, email)]
+
+
+def test_set_status_is_stored_pushed_and_noted(server: Server, side: Side) -> None:
+    device = side.device(temperature=1.0)
+    email = side.user("engineer")
+
+    async def act() -> None:
+        async with server.connected(email) as client:
+            heard = Heard()
+            status = await node(client, device.uid).get_child("2:Status")
+            await (await client.create_subscription(100, heard)).subscribe_data_change(status)
+            thing = node(client, device.uid)
+            assert await thing.call_method("2:SetStatus", "offline") is True
+            assert await status.read_value() == "offline"
+            await heard.until((status.nodeid.Identifier, "offline"))
+            assert await thing.call_method("2:SetStatus", "on fire") is False
+            assert await thing.call_method("2:SetStatus", "online") is True
+            await heard.until((status.nodeid.Identifier, "online"))
+            for arguments, code in (
+                ((), "BadArgumentsMissing"),
+                (("a", "b"), "BadTooManyArguments"),
+                ((1,), "BadInvalidArgument"),
+            ):
+                with pytest.raises(ua.UaStatusCodeError) as caught:
+                    await thing.call_method("2:SetStatus", *arguments)
+                assert type(caught.value).__name__ == code
+        async with server.connected(side.user("operator")) as client:
+            with pytest.raises(ua.uaerrors.BadUserAccessDenied):
+                await node(client, device.uid).call_method("2:SetStatus", "offline")
+
+    run(act())
+    assert factories.rows("SELECT status FROM iiot.device WHERE id = %s", device.device_id) == [("online",)]
+    noted = factories.rows(
+        "SELECT actor_label, after->>'status' FROM iiot.audit WHERE object_uid = %s AND action = 'device.status' ORDER BY seq",
+        device.uid,
+    )
+    assert noted == [(email, "offline"), (email, "online")]
+
+
+def test_devices_come_change_and_go_while_somebody_looks(server: Server, side: Side) -> None:
+    device = side.device("first name", temperature=1.0)
+
+    async def look() -> None:
+        async with server.connected(side.user("viewer")) as client:
+            heard = Heard()
+            await (await client.create_subscription(100, heard)).subscribe_data_change(
+                node(client, f"{device.uid}/temperature")
+            )
+            folder = await client.nodes.objects.get_child(["2:Devices"])
+
+            async def names() -> dict[str, str]:
+                found = await folder.get_children_descriptions()
+                return {each.NodeId.Identifier: each.BrowseName.Name for each in found}
+
+            assert (await names())[device.uid] == "first name"
+            scope = tenancy.of(side.tenant)
+
+            def rename() -> None:
+                with tenancy.work(scope) as db:
+                    devices.change(db, device.uid, {"name": "second name"})
+
+            def remove() -> None:
+                with tenancy.work(scope) as db:
+                    devices.remove(db, device.uid)
+
+            await asyncio.to_thread(rename)
+            made = await asyncio.to_thread(side.device, "another one")
+
+            async def came() -> bool:
+                found = await names()
+                return found.get(device.uid) == "second name" and made.uid in found
+
+            await soon(came)
+            await asyncio.to_thread(factories.store, device.uid, brand_new=3.0)
+
+            async def new_signal() -> bool:
+                value = await node(client, f"{device.uid}/brand_new").read_data_value(raise_on_bad_status=False)
+                return bool(value.StatusCode.is_good() and value.Value.Value == 3.0)
+
+            await soon(new_signal)
+            await asyncio.to_thread(remove)
+
+            async def gone() -> bool:
+                return device.uid not in await names() and heard.raw[-1].StatusCode.name == "BadNodeIdUnknown"
+
+            await soon(gone)
+            with pytest.raises(ua.uaerrors.BadNodeIdUnknown):
+                await node(client, f"{device.uid}/temperature").read_value()
+
+    run(look())
+
+
+def test_a_limited_member_sees_its_devices_alone(server: Server, side: Side) -> None:
+    from iiot.services import limited
+
+    seen, hidden = side.device("seen", temperature=1.0), side.device("hidden", temperature=2.0)
+    person = factories.make_user(side.tenant, "operator", password_hash=_hash())
+    with tenancy.work(tenancy.of(side.tenant)) as db:
+        limited.replace(db, side.tenant.tenant_id, person.user_id, limited.LimitedTo(devices=[seen.uid]))
+    factories.rows("UPDATE iiot.membership SET is_limited = true WHERE user_id = %s", person.user_id)
+
+    async def look() -> None:
+        async with server.connected(person.email) as client:
+            folder = await client.nodes.objects.get_child(["2:Devices"])
+            assert [each.nodeid.Identifier for each in await folder.get_children()] == [seen.uid]
+            with pytest.raises(ua.uaerrors.BadNodeIdUnknown):
+                await node(client, f"{hidden.uid}/temperature").read_browse_name()
+
+    run(look())
+
+
+def _hash() -> str:
+    from tests.integration.opcua_clients import password_hash
+
+    return password_hash()
+
+
+def test_an_api_key_is_a_password_until_it_is_revoked(server: Server, side: Side) -> None:
+    text, uid = side.key("admin", "device:read", "telemetry:read")
+    admin = side.people["admin"]
+
+    def revoke() -> None:
+        from iiot import auth
+
+        principal = auth.Principal("user", side.tenant.tenant_id, side.tenant.uid, admin.user_id, admin.uid, "admin")
+        with tenancy.work(tenancy.of(principal)) as db:
+            api_keys.revoke(db, principal, uid)
+
+    async def look() -> float:
+        loop = asyncio.get_running_loop()
+        async with server.connected("scada", text) as client:
+            assert await client.nodes.objects.get_child(["2:Devices"])
+            await asyncio.to_thread(revoke)
+            revoked = loop.time()
+
+            async def ended() -> bool:
+                try:
+                    await client.nodes.server_state.read_value()
+                except (TimeoutError, ua.UaError, ConnectionError):
+                    return True
+                return False
+
+            await soon(ended)
+            return loop.time() - revoked
+
+    assert run(look()) <= 1.0
+    with pytest.raises(ua.uaerrors.BadUserAccessDenied):
+        run(_only_connect(server, "scada", text))
+
+
+async def _only_connect(server: Server, user: str, password: str = PASSWORD) -> None:
+    async with server.connected(user, password):
+        pass
+
+
+@pytest.mark.parametrize("why", ["disabled", "suspended"])
+def test_a_session_ends_with_the_right_to_it(server: Server, why: str) -> None:
+    side = Side(factories.make_tenant())
+    email = side.user("admin")
+    statement = {
+        "disabled": ("UPDATE iiot.user_account SET status = 'disabled' WHERE email = %s", email),
+        "suspended": ("UPDATE iiot.tenant SET status = 'suspended' WHERE uid = %s", side.tenant.uid),
+    }[why]
+
+    async def look() -> None:
+        async with server.connected(email) as client:
+            from iiot import cache
+
+            await asyncio.to_thread(factories.rows, *statement)
+            cache.forget_everywhere()
+
+            async def ended() -> bool:
+                try:
+                    await client.nodes.server_state.read_value()
+                except (TimeoutError, ua.UaError, ConnectionError):
+                    return True
+                return False
+
+            await soon(ended)
+
+    run(look())
+    with pytest.raises(ua.uaerrors.BadUserAccessDenied):
+        run(_only_connect(server, email))
+
+
+def test_a_person_works_in_the_tenant_that_is_named(server: Server, side: Side) -> None:
+    other = Side(factories.make_tenant())
+    email = side.user("admin")
+    device = other.device("only here")
+    factories.rows(
+        "INSERT INTO iiot.membership (tenant_id, user_id, role) VALUES (%s, %s, 'viewer')",
+        other.tenant.tenant_id,
+        side.people["admin"].user_id,
+    )
+    slug = factories.rows("SELECT slug FROM iiot.tenant WHERE uid = %s", other.tenant.uid)[0][0]
+
+    async def look() -> None:
+        async with server.connected(f"{email}#{slug}") as client:
+            folder = await client.nodes.objects.get_child(["2:Devices"])
+            assert [each.nodeid.Identifier for each in await folder.get_children()] == [device.uid]
+
+    run(look())
+    with pytest.raises(ua.uaerrors.BadUserAccessDenied):
+        run(_only_connect(server, f"{email}#{Side(factories.make_tenant()).tenant.uid}"))
+
+
+def test_wrong_passwords_are_refused_and_counted(server: Server) -> None:
+    side = Side(factories.make_tenant())
+    email = side.user("viewer")
+
+    async def tries() -> list[str]:
+        names = []
+        for _ in range(7):
+            try:
+                await _only_connect(server, email, "wrong")
+            except ua.UaStatusCodeError as error:
+                names.append(type(error).__name__)
+        return names
+
+    assert run(tries()) == ["BadUserAccessDenied"] * 5 + ["BadServerTooBusy"] * 2
+
+
+def test_the_portals_session_is_signed_out_with_the_clients(server: Server) -> None:
+    side = Side(factories.make_tenant())
+    run(_only_connect(server, side.user("viewer")))
+    query = "SELECT count(*) FROM iiot.session s JOIN iiot.user_account u ON u.id = s.user_id WHERE u.email = %s AND s.revoked_at IS NULL"
+    assert factories.rows(query, side.user("viewer")) == [(0,)]

@@ -1,0 +1,374 @@
+"""Every service of OPC UA × own and other tenant: what is not yours reads like what does not exist, and nobody takes a session over."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from asyncua import Client, ua
+from asyncua.common.utils import ServiceError
+from asyncua.server.internal_session import InternalSession
+from asyncua.ua.ua_binary import struct_from_binary
+
+from iiot.config import Settings
+from iiot.ids import new_uid
+from protocols.opcua_session import SERVICES, TenantSession
+from tests import factories
+from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, node, run, secure, serving
+
+Codes = ua.StatusCodes
+
+
+def test_every_method_of_the_librarys_session_is_classified() -> None:
+    """A new version that brings another one fails here: somebody has to say what becomes of it."""
+    public = {name for name, _ in inspect.getmembers(InternalSession, callable) if not name.startswith("_")}
+    assert public == set(SERVICES)
+
+
+def test_what_is_filtered_or_denied_is_ours() -> None:
+    for name, what in SERVICES.items():
+        mine, theirs = getattr(TenantSession, name), getattr(InternalSession, name)
+        assert (mine is not theirs) == (what != "allowed"), name
+
+
+def test_what_is_denied_is_refused_before_anything_else() -> None:
+    for name, what in SERVICES.items():
+        if what == "denied":
+            with pytest.raises(ServiceError) as caught:
+                getattr(TenantSession, name)(None)
+            assert caught.value.code == Codes.BadServiceUnsupported
+
+
+@pytest.fixture(scope="module")
+def server(module_settings: Settings) -> Iterator[Server]:
+    with serving(module_settings) as running:
+        yield running
+
+
+@dataclass
+class Objects:
+    """What a session has, or would like to have: ids of a device, its signal, a subscription, a monitored item."""
+
+    device: str
+    signal: str
+    subscription: int
+    item: int
+
+
+@dataclass
+class Sides:
+    """Two tenants with a device each."""
+
+    own: Side
+    other: Side
+    mine: factories.DeviceRow
+    theirs: factories.DeviceRow
+
+
+@pytest.fixture(scope="module")
+def sides(server: Server) -> Sides:
+    own, other = Side(factories.make_tenant()), Side(factories.make_tenant("CANARY-tenant"))
+    mine = own.device("mine", temperature=1.5, setpoint=1.0)
+    theirs = other.device("CANARY-device", temperature=424242.0137, setpoint=424242.0137)
+    own.change(mine, "setpoint", writable=True)
+    other.change(theirs, "setpoint", writable=True)
+    return Sides(own, other, mine, theirs)
+
+
+async def _objects(client: Client, device: factories.DeviceRow) -> Objects:
+    subscription = await client.create_subscription(100, Heard())
+    item = await subscription.subscribe_data_change(node(client, f"{device.uid}/temperature"))
+    return Objects(device.uid, f"{device.uid}/temperature", subscription.subscription_id, item)
+
+
+def _id(text: str) -> ua.NodeId:
+    return ua.NodeId(text, 2)
+
+
+async def _read(client: Client, it: Objects) -> list[Any]:
+    params = ua.ReadParameters(NodesToRead=[])
+    for text in (it.device, it.signal, f"{it.device}#Status", f"{it.signal}#EURange"):
+        params.NodesToRead += [
+            ua.ReadValueId(_id(text), attribute) for attribute in (1, 2, 3, 4, 12, 13, 14, 17, 18, 21)
+        ]
+    return [each.StatusCode.value for each in await client.uaclient.read(params)]
+
+
+async def _browse(client: Client, it: Objects) -> list[Any]:
+    params = ua.BrowseParameters(NodesToBrowse=[])
+    for text in (it.device, it.signal, f"{it.device}#SetStatus"):
+        wanted = ua.BrowseDescription(NodeId=_id(text), BrowseDirection=ua.BrowseDirection.Both, IncludeSubtypes=True)
+        params.NodesToBrowse.append(wanted)
+    return [(each.StatusCode.value, bool(each.References)) for each in await client.uaclient.browse(params)]
+
+
+async def _translate(client: Client, it: Objects) -> list[Any]:
+    path = ua.BrowsePath(StartingNode=_id(it.device))
+    path.RelativePath.Elements = [
+        ua.RelativePathElement(IncludeSubtypes=True, TargetName=ua.QualifiedName("temperature", 2))
+    ]
+    return [each.StatusCode.value for each in await client.uaclient.translate_browsepaths_to_nodeids([path])]
+
+
+async def _write(client: Client, it: Objects) -> list[Any]:
+    params = ua.WriteParameters(NodesToWrite=[])
+    for text in (f"{it.device}/setpoint", it.signal, f"{it.device}#Status"):
+        value = ua.DataValue(ua.Variant(5.0))
+        params.NodesToWrite.append(ua.WriteValue(_id(text), ua.AttributeIds.Value, "", value))
+    return [each.value for each in await client.uaclient.write(params)]
+
+
+async def _call(client: Client, it: Objects) -> list[Any]:
+    asked = ua.CallMethodRequest(_id(it.device), _id(f"{it.device}#SetStatus"), [ua.Variant("offline")])
+    return [each.StatusCode.value for each in await client.uaclient.call([asked])]
+
+
+async def _history(client: Client, it: Objects) -> list[Any]:
+    now = datetime.now(UTC)
+    details = ua.ReadRawModifiedDetails(False, now - timedelta(hours=1), now + timedelta(hours=1), 10, False)
+    params = ua.HistoryReadParameters(
+        details, ua.TimestampsToReturn.Both, False, [ua.HistoryReadValueId(_id(it.signal))]
+    )
+    return [each.StatusCode.value for each in await client.uaclient.history_read(params)]
+
+
+async def _watch(client: Client, it: Objects) -> list[Any]:
+    """The node in a subscription of the caller's own."""
+    own = await client.create_subscription(1000, Heard())
+    return [await _create(client, own.subscription_id, it.signal)]
+
+
+async def _create(client: Client, subscription: int, text: str) -> Any:
+    wanted = ua.MonitoredItemCreateRequest(
+        ua.ReadValueId(_id(text), ua.AttributeIds.Value), ua.MonitoringMode.Reporting
+    )
+    wanted.RequestedParameters.QueueSize = 1
+    params = ua.CreateMonitoredItemsParameters(subscription, ua.TimestampsToReturn.Both, [wanted])
+    return (await client.uaclient.create_monitored_items(params))[0].StatusCode.value
+
+
+async def _create_in(client: Client, it: Objects) -> list[Any]:
+    """A standard node in the subscription."""
+    wanted = ua.MonitoredItemCreateRequest(
+        ua.ReadValueId(ua.NodeId(ua.ObjectIds.Server_ServerStatus_CurrentTime), ua.AttributeIds.Value)
+    )
+    params = ua.CreateMonitoredItemsParameters(it.subscription, ua.TimestampsToReturn.Both, [wanted])
+    return [each.StatusCode.value for each in await client.uaclient.create_monitored_items(params)]
+
+
+async def _modify_item(client: Client, it: Objects) -> list[Any]:
+    asked = ua.MonitoredItemModifyRequest(it.item, ua.MonitoringParameters(QueueSize=5))
+    params = ua.ModifyMonitoredItemsParameters(it.subscription, ua.TimestampsToReturn.Both, [asked])
+    return [each.StatusCode.value for each in await client.uaclient.modify_monitored_items(params)]
+
+
+async def _mode(client: Client, it: Objects) -> list[Any]:
+    params = ua.SetMonitoringModeParameters(it.subscription, ua.MonitoringMode.Reporting, [it.item])
+    return [each.value for each in await client.uaclient.set_monitoring_mode(params)]
+
+
+async def _publishing(client: Client, it: Objects) -> list[Any]:
+    params = ua.SetPublishingModeParameters(True, [it.subscription])
+    return [each.value for each in await client.uaclient.set_publishing_mode(params)]
+
+
+async def _modify(client: Client, it: Objects) -> list[Any]:
+    params = ua.ModifySubscriptionParameters(it.subscription, 500, 1000, 10, 0, 0)
+    await client.uaclient.modify_subscription(params)
+    return [0]
+
+
+async def _republish(client: Client, it: Objects) -> list[Any]:
+    request = ua.RepublishRequest()
+    request.Parameters = ua.RepublishParameters(it.subscription, 1)
+    await client.uaclient.session._send_request(request)
+    return [0]
+
+
+async def _acknowledge(client: Client, it: Objects) -> list[Any]:
+    """With a request to publish, which the clock of the server answers."""
+    own = await client.create_subscription(100, Heard())
+    await own.subscribe_data_change(client.get_node(ua.NodeId(ua.ObjectIds.Server_ServerStatus_CurrentTime)))
+    request = ua.PublishRequest()
+    request.Parameters.SubscriptionAcknowledgements = [ua.SubscriptionAcknowledgement(it.subscription, 1)]
+    answer = struct_from_binary(ua.PublishResponse, await client.uaclient.session._send_request(request))
+    await own.delete()
+    return [each.value for each in answer.Parameters.Results]
+
+
+async def _transfer(client: Client, it: Objects) -> list[Any]:
+    params = ua.TransferSubscriptionsParameters([it.subscription], True)
+    return [each.StatusCode.value for each in await client.uaclient.transfer_subscriptions(params)]
+
+
+async def _delete_item(client: Client, it: Objects) -> list[Any]:
+    params = ua.DeleteMonitoredItemsParameters(it.subscription, [it.item])
+    return [each.value for each in await client.uaclient.delete_monitored_items(params)]
+
+
+async def _delete(client: Client, it: Objects) -> list[Any]:
+    return [each.value for each in await client.uaclient.delete_subscriptions([it.subscription])]
+
+
+Act = Callable[[Client, Objects], Awaitable[list[Any]]]
+# Method of the session → what a client sends. The order matters: the last ones remove what the others need.
+ACTS: dict[str, Act] = {
+    "read": _read,
+    "browse": _browse,
+    "translate_browsepaths_to_nodeids": _translate,
+    "write": _write,
+    "call": _call,
+    "history_read": _history,
+    "create_monitored_items": _watch,
+    "create_monitored_items in": _create_in,
+    "modify_monitored_items": _modify_item,
+    "set_monitoring_mode": _mode,
+    "set_publishing_mode": _publishing,
+    "modify_subscription": _modify,
+    "republish": _republish,
+    "publish": _acknowledge,
+    "transfer_subscriptions": _transfer,
+    "delete_monitored_items": _delete_item,
+    "delete_subscriptions": _delete,
+}
+# They act on nothing of a tenant; what they do is in the tests below.
+WITHOUT_OBJECT = {
+    "create_session", "close_session", "browse_next", "register_nodes", "unregister_nodes", "create_subscription",
+}  # fmt: skip
+
+
+def test_every_filtered_method_is_walked() -> None:
+    filtered = {name for name, what in SERVICES.items() if what == "filtered"}
+    assert {name.split()[0] for name in ACTS} | WITHOUT_OBJECT == filtered
+
+
+async def _outcome(act: Act, client: Client, it: Objects) -> Any:
+    try:
+        return await act(client, it)
+    except ua.UaStatusCodeError as error:
+        return type(error).__name__
+
+
+def test_another_tenants_things_answer_like_none_at_all(server: Server, sides: Sides) -> None:
+    """Per service: own things work, and for those of the other tenant the answer is the same as for invented ones."""
+
+    async def walk() -> None:
+        async with (
+            server.connected(sides.own.user("admin")) as client,
+            server.connected(sides.other.user("admin")) as neighbour,
+        ):
+            foreign = await _objects(neighbour, sides.theirs)
+            invented = Objects(new_uid(), f"{new_uid()}/temperature", 999_999, 999_999)
+            own = await _objects(client, sides.mine)
+            for name, act in ACTS.items():
+                expected = await _outcome(act, client, invented)
+                assert await _outcome(act, client, foreign) == expected, name
+                result = await _outcome(act, client, own)
+                assert result != expected, name
+            # Nothing of the neighbour's was touched.
+            assert await _outcome(_delete_item, neighbour, foreign) == [Codes.Good]
+            assert await _outcome(_delete, neighbour, foreign) == [Codes.Good]
+
+    run(walk())
+    status = factories.rows("SELECT status FROM iiot.device WHERE uid = %s", sides.theirs.uid)
+    assert status != [("offline",)]
+    assert factories.rows("SELECT count(*) FROM iiot.command WHERE device_id = %s", sides.theirs.device_id) == [(0,)]
+
+
+def test_nothing_that_is_found_by_browsing_is_another_tenants(server: Server, sides: Sides) -> None:
+    """From the root through every reference, each node's text attributes: no word of the other tenant."""
+
+    async def walk() -> set[str]:
+        seen: set[ua.NodeId] = set()
+        said = set()
+        async with server.connected(sides.own.user("viewer")) as client:
+            waiting = [client.nodes.objects.nodeid]
+            while waiting:
+                params = ua.BrowseParameters(NodesToBrowse=[])
+                part, waiting = waiting[:200], waiting[200:]
+                for each in part:
+                    params.NodesToBrowse.append(
+                        ua.BrowseDescription(
+                            NodeId=each,
+                            BrowseDirection=ua.BrowseDirection.Forward,
+                            ReferenceTypeId=ua.NodeId(ua.ObjectIds.HierarchicalReferences),
+                            IncludeSubtypes=True,
+                            ResultMask=63,
+                        )
+                    )
+                for result in await client.uaclient.browse(params):
+                    for reference in result.References:
+                        said.add(f"{reference.NodeId} {reference.BrowseName} {reference.DisplayName}")
+                        if reference.NodeId not in seen:
+                            seen.add(reference.NodeId)
+                            waiting.append(reference.NodeId)
+            reads = ua.ReadParameters(NodesToRead=[ua.ReadValueId(each, 13) for each in seen])
+            said |= {str(each.Value) for each in await client.uaclient.read(reads)}
+        return said
+
+    said = " ".join(run(walk()))
+    assert sides.mine.uid in said
+    for word in ("CANARY", "424242.0137", sides.theirs.uid, sides.other.tenant.uid):
+        assert word not in said
+
+
+def test_a_token_cannot_be_guessed_and_does_not_open_a_session_without_its_person(server: Server, sides: Sides) -> None:
+    """A stranger with the right token, a certificate and a password of their own stays outside; so do counted tokens."""
+
+    async def attack() -> None:
+        async with server.connected(sides.other.user("viewer")) as victim:
+            token = victim.uaclient.session.authentication_token
+            assert len(token.Identifier) == 32
+            tokens = [token, *(ua.NodeId(number) for number in range(1001, 1004))]
+            for each, name in ((each, name) for each in tokens for name in ("client", "stranger")):
+                thief = server.client(sides.own.user("viewer"), name=name)
+                await secure(thief)
+                await thief.connect_socket()
+                try:
+                    await thief.send_hello()
+                    await thief.open_secure_channel()
+                    thief.uaclient.session.restore_authentication_token(each)
+                    with pytest.raises(ua.UaError):
+                        await thief.activate_session(username=sides.own.user("viewer"), password=PASSWORD)
+                    # The library would have put the thief into the session before it looked.
+                    with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):
+                        await node(thief, f"{sides.theirs.uid}/temperature").read_value()
+                finally:
+                    thief.disconnect_socket()
+            assert await node(victim, f"{sides.theirs.uid}/temperature").read_value() == 424242.0137
+
+    run(attack())
+
+
+def test_subscriptions_go_to_another_session_of_the_same_person_alone(server: Server, sides: Sides) -> None:
+    async def move() -> None:
+        email = sides.own.user("viewer")
+        async with server.connected(email) as first, server.connected(email) as second:
+            it = await _objects(first, sides.mine)
+            async with server.connected(sides.own.user("admin")) as colleague:
+                assert await _transfer(colleague, it) == [Codes.BadSubscriptionIdInvalid]
+            async with server.connected(email, name="another program") as elsewhere:
+                assert await _transfer(elsewhere, it) == [Codes.BadSubscriptionIdInvalid]
+            assert await _transfer(second, it) == [Codes.Good]
+            assert await _outcome(_delete_item, first, it) == "BadSubscriptionIdInvalid"
+            assert await _delete(second, it) == [Codes.Good]
+
+    run(move())
+
+
+def test_nodes_are_not_added_or_removed(server: Server, sides: Sides) -> None:
+    async def act() -> None:
+        async with server.connected(sides.own.user("admin")) as client:
+            for change in (
+                client.nodes.objects.add_folder(2, "mine"),
+                client.delete_nodes([node(client, sides.mine.uid)]),
+                client.nodes.objects.add_reference(ua.NodeId(sides.mine.uid, 2), ua.ObjectIds.Organizes),
+            ):
+                with pytest.raises(ua.UaError):
+                    await change
+            assert await node(client, sides.mine.uid).read_browse_name()
+
+    run(act())
