@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     http_bind: str = Field("127.0.0.1:5002", description="Portal and REST.")
     mqtt_bind: str = Field("127.0.0.1:1883", description="Embedded MQTT broker.")
     coap_bind: str = Field("127.0.0.1:5683", description="CoAP server.")
+    amqp_bind: str = Field("127.0.0.1:5672", description="Embedded RabbitMQ.")
     opcua_bind: str = Field("127.0.0.1:4840", description="OPC UA server.")
     metrics_bind: str = Field("127.0.0.1:9464", description="Prometheus metrics; keep it on loopback.")
     database_url: str | None = Field(None, description="PostgreSQL, as a user that may create roles. Unset: embedded.")
@@ -112,7 +113,17 @@ class Settings(BaseSettings):
         None,
         description="Whether devices may send their token over CoAP without encryption. Unset: on in development, off in production.",
     )
-    amqp_url: str | None = Field(None, description="RabbitMQ. Unset: AMQP is off.")
+    amqp_url: str | None = Field(
+        None,
+        description="RabbitMQ, as the adapter's user, amqp://user:password@host:5672/vhost. Unset: embedded where it is installed, else off.",
+    )
+    amqp_management_url: str | None = Field(
+        None,
+        description="RabbitMQ's management API, as an administrator, http://user:password@host:15672. Unset: devices are not provisioned there.",
+    )
+    amqp_public: str | None = Field(
+        None, description="host:port of RabbitMQ as devices reach it, shown on the Connect page."
+    )
     secret_key: SecretStr = Field(
         SecretStr(""), description="Root of all derived keys; 32 characters or more. Generated when embedded."
     )
@@ -163,7 +174,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, _SecretFiles(settings_cls), dotenv_settings, _EmbeddedSource(settings_cls)
 
-    @field_validator("http_bind", "mqtt_bind", "coap_bind", "opcua_bind", "metrics_bind")
+    @field_validator("http_bind", "mqtt_bind", "coap_bind", "amqp_bind", "opcua_bind", "metrics_bind")
     @classmethod
     def _bind(cls, value: str) -> str:
         split_bind(value)
@@ -188,10 +199,10 @@ class Settings(BaseSettings):
             raise ValueError("write it as postgresql://user:password@host:5432/database")
         return f"postgresql+psycopg2://{rest}"
 
-    @field_validator("smtp_url", "mail_from", mode="before")
+    @field_validator("smtp_url", "mail_from", "amqp_url", "amqp_management_url", mode="before")
     @classmethod
     def _nothing(cls, value: Any) -> Any:
-        """An empty variable means: no mail."""
+        """An empty variable means: not there."""
         return value or None
 
     @field_validator("smtp_url")
@@ -237,7 +248,7 @@ class Settings(BaseSettings):
             mistakes.append('IIOT_ALLOWED_HOSTS is empty; set it to the names you serve, e.g. ["portal.example.com"]')
         mistakes += [
             f"{PREFIX}{name.upper()} listens in plain text off loopback; bind it to 127.0.0.1 and put nginx in front"
-            for name in ("http_bind", "mqtt_bind", "metrics_bind")
+            for name in ("http_bind", "mqtt_bind", "amqp_bind", "metrics_bind")
             if not getattr(self, name).startswith(LOOPBACK)
         ]
         return mistakes

@@ -149,6 +149,12 @@ def _broker(_db: Session) -> None:
     provisioning.reconcile()
 
 
+def _rabbitmq(_db: Session) -> None:
+    from iiot.services import provisioning_amqp
+
+    provisioning_amqp.reconcile()
+
+
 def duties() -> Iterator[Duty]:
     """Everything that is done here, with its period in seconds."""
     yield Duty("partitions", 3600, ensure_partitions)
@@ -165,6 +171,7 @@ def duties() -> Iterator[Duty]:
     yield Duty("tenants", 600, erasure.purge)
     if importlib.util.find_spec("iiot.services.provisioning"):
         yield Duty("broker", 60, _broker)
+    yield Duty("rabbitmq", 60, _rabbitmq)
 
 
 def perform(duty: Duty, stop: threading.Event | None = None) -> bool:
