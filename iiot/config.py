@@ -94,6 +94,7 @@ class Settings(BaseSettings):
         "127.0.0.1:9001", description="Embedded MQTT broker over WebSocket, for browsers; without TLS."
     )
     coap_bind: str = Field("127.0.0.1:5683", description="CoAP server.")
+    amqp_bind: str = Field("127.0.0.1:5672", description="Embedded RabbitMQ.")
     opcua_bind: str = Field("127.0.0.1:4840", description="OPC UA server.")
     metrics_bind: str = Field("127.0.0.1:9464", description="Prometheus metrics; keep it on loopback.")
     database_url: str | None = Field(None, description="PostgreSQL, as a user that may create roles. Unset: embedded.")
@@ -149,7 +150,17 @@ class Settings(BaseSettings):
     )
     opcua_connections: int = Field(100, ge=1, le=1000, description="OPC UA: connections, and sessions, at once.")
     opcua_items: int = Field(20_000, ge=1, description="OPC UA: monitored items of one tenant.")
-    amqp_url: str | None = Field(None, description="RabbitMQ. Unset: AMQP is off.")
+    amqp_url: str | None = Field(
+        None,
+        description="RabbitMQ, as the adapter's user, amqp://user:password@host:5672/vhost. Unset: embedded where it is installed, else off.",
+    )
+    amqp_management_url: str | None = Field(
+        None,
+        description="RabbitMQ's management API, as an administrator, http://user:password@host:15672. Unset: devices are not provisioned there.",
+    )
+    amqp_public: str | None = Field(
+        None, description="host:port of RabbitMQ as devices reach it, shown on the Connect page."
+    )
     secret_key: SecretStr = Field(
         SecretStr(""), description="Root of all derived keys; 32 characters or more. Generated when embedded."
     )
@@ -213,6 +224,7 @@ class Settings(BaseSettings):
         "mqtt_cert_bind",
         "mqtt_ws_bind",
         "coap_bind",
+        "amqp_bind",
         "opcua_bind",
         "metrics_bind",
     )
@@ -240,10 +252,10 @@ class Settings(BaseSettings):
             raise ValueError("write it as postgresql://user:password@host:5432/database")
         return f"postgresql+psycopg2://{rest}"
 
-    @field_validator("smtp_url", "mail_from", mode="before")
+    @field_validator("smtp_url", "mail_from", "amqp_url", "amqp_management_url", mode="before")
     @classmethod
     def _nothing(cls, value: Any) -> Any:
-        """An empty variable means: no mail."""
+        """An empty variable means: not there."""
         return value or None
 
     @field_validator("smtp_url")
@@ -289,7 +301,7 @@ class Settings(BaseSettings):
             mistakes.append('IIOT_ALLOWED_HOSTS is empty; set it to the names you serve, e.g. ["portal.example.com"]')
         mistakes += [
             f"{PREFIX}{name.upper()} listens in plain text off loopback; bind it to 127.0.0.1 and put nginx in front"
-            for name in ("http_bind", "mqtt_bind", "mqtt_ws_bind", "metrics_bind")
+            for name in ("http_bind", "mqtt_bind", "mqtt_ws_bind", "amqp_bind", "metrics_bind")
             if not getattr(self, name).startswith(LOOPBACK)
         ]
         return mistakes

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -16,6 +16,9 @@ from iiot.config import Settings
 from iiot.embedded import postgres as embedded_postgres
 from tests import services
 from tests.foreign_clients import ForeignClients
+
+if TYPE_CHECKING:
+    from tests.rabbit import RabbitServer
 
 hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
 
@@ -104,6 +107,24 @@ def mosquitto(folder: Path) -> Iterator[services.MosquittoServer]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def rabbit_node(workspace: Path) -> Iterator["RabbitServer"]:
+    """RabbitMQ for all tests of the process, started when the first one asks for it."""
+    from tests.rabbit import RabbitServer
+
+    server = RabbitServer(workspace / "rabbit")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def rabbit(rabbit_node: "RabbitServer") -> Iterator["RabbitServer"]:
+    """The shared RabbitMQ with a virtual host of the test's own."""
+    with rabbit_node.virtual_host():
+        yield rabbit_node
+
+
 def _fields(valkey: services.ValkeyServer, number: int, folder: Path) -> dict[str, Any]:
     url = valkey.url(number)
     with contextlib.closing(redis.Redis.from_url(url)) as client:
@@ -122,6 +143,8 @@ def settings(
     fields = _fields(valkey, 1, folder)
     if "mosquitto" in request.fixturenames:
         fields |= request.getfixturevalue("mosquitto").fields
+    if "rabbit" in request.fixturenames:
+        fields |= request.getfixturevalue("rabbit").fields
     fresh = postgres.database(**fields)
     with services.active(fresh):
         yield fresh

@@ -28,12 +28,14 @@ class CredentialOut(web.Out):
 
     `mqtt_username`: what the device logs in with at the MQTT broker; its client id is the device's id in any case. `last_used_at`: over HTTP, to
     the minute, and over MQTT where the portal checks the login itself (the embedded broker amqtt); Mosquitto does not tell.
+    `amqp_username`: the user at RabbitMQ; null for a token from before AMQP, which does not open it: make a new one.
     """
 
     id: Annotated[str, Field(validation_alias="uid")]
     name: str
     slot: int
     mqtt_username: str
+    amqp_username: str | None
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None

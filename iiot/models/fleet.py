@@ -104,6 +104,8 @@ class Credential(TenantOwned, Base):
     mqtt_salt: Mapped[bytes] = mapped_column(LargeBinary)
     mqtt_hash: Mapped[bytes] = mapped_column(LargeBinary)
     mqtt_iterations: Mapped[int]
+    # Four bytes of salt and the SHA-256, as RabbitMQ takes them; empty for tokens from before AMQP.
+    amqp_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
     # The first credential logs in at the broker as `<uid>`, the others as `<uid>.<slot>`: a broker knows one password per name.
     slot: Mapped[int] = mapped_column(server_default="1")
     name: Mapped[str] = mapped_column(server_default="")

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from iiot import auth, broker, cache, clock, ids, tenancy
+from iiot import auth, broker, cache, clock, ids, rabbitmq, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound
 from iiot.models import Credential, Device, Tenant
 from iiot.services import audit
@@ -45,12 +45,13 @@ class Issued:
 
 @dataclass(frozen=True)
 class Listed:
-    """A token as lists show it: nothing of the token itself."""
+    """A token as lists show it: nothing of the token itself. `amqp_username` is None for one from before AMQP, which does not open it."""
 
     uid: str
     name: str
     slot: int
     mqtt_username: str
+    amqp_username: str | None
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
@@ -66,6 +67,7 @@ def list_all(db: Session, device: Device) -> list[Listed]:
             row.name,
             row.slot,
             broker.user_name(device.uid, row.slot),
+            None if row.amqp_hash is None else broker.user_name(device.uid, row.slot),
             row.created_at,
             row.expires_at,
             row.last_used_at,
@@ -160,6 +162,7 @@ def _issue(db: Session, device: Device, slot: int, wanted: Wanted) -> Issued:
         mqtt_salt=salt,
         mqtt_hash=verifier,
         mqtt_iterations=iterations,
+        amqp_hash=rabbitmq.password_hash(token),
         slot=slot,
         name=wanted.name.strip(),
         expires_at=wanted.expires_at,
@@ -170,11 +173,25 @@ def _issue(db: Session, device: Device, slot: int, wanted: Wanted) -> Issued:
     tell_broker(db, "add_login", uid, lambda: broker.add_login(uid, token, slot))
     if not enabled:
         tell_broker(db, "set_enabled", uid, lambda: broker.set_enabled(uid, False))
+    else:
+        login = rabbitmq.Login(uid, slot, row.amqp_hash or b"")
+        tell_broker(db, "add_login", uid, lambda: rabbitmq.add_logins([login]))
     return Issued(row, token, broker.user_name(uid, slot))
+
+
+def amqp_logins(db: Session, device: Device) -> list[rabbitmq.Login]:
+    """What RabbitMQ is told of the tokens of a device that open something now; those from before AMQP are left out."""
+    now = clock.now()
+    return [
+        rabbitmq.Login(device.uid, row.slot, row.amqp_hash)
+        for row in _not_revoked(db, device)
+        if row.amqp_hash is not None and not _has_expired(row, now)
+    ]
 
 
 def _remove_login(db: Session, uid: str, user: str) -> None:
     tell_broker(db, "remove_login", uid, lambda: broker.remove_login(user))
+    tell_broker(db, "remove_login", uid, lambda: rabbitmq.remove_login(user))
 
 
 def tell_broker(db: Session, what: str, uid: str, call: Callable[[], None]) -> None:

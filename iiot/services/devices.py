@@ -8,7 +8,7 @@ from sqlalchemy import Row, Select, bindparam, func, or_, select
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session, aliased, selectinload
 
-from iiot import broker, cache, clock, ids, metrics, tenancy
+from iiot import broker, cache, clock, ids, metrics, rabbitmq, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from iiot.models import Device, Signal, Site
 from iiot.services import audit, certificates, credentials, quotas, roles, sites
@@ -316,6 +316,8 @@ def _announce_enabled(db: Session, device: Device) -> None:
     tenancy.after_commit(db, cache.forget_everywhere)
     credentials.tell_broker(db, "set_enabled", uid, lambda: broker.set_enabled(uid, enabled))
     (certificates.let_in if enabled else certificates.shut_out)(db, device)
+    logins = credentials.amqp_logins(db, device) if enabled else []
+    credentials.tell_broker(db, "set_enabled", uid, lambda: rabbitmq.set_enabled(uid, logins))
 
 
 def set_enabled(db: Session, uid: str, enabled: bool) -> Device:
@@ -333,3 +335,4 @@ def remove(db: Session, uid: str) -> None:
     audit.record(db, "device.delete", ("device", uid), before=before)
     tenancy.after_commit(db, cache.forget_everywhere)
     credentials.tell_broker(db, "remove_device", uid, lambda: broker.remove_device(uid))
+    credentials.tell_broker(db, "remove_device", uid, lambda: rabbitmq.remove_device(uid))

@@ -156,6 +156,12 @@ def _certificates(_db: Session) -> None:
         revocations.reconcile(db)
 
 
+def _rabbitmq(_db: Session) -> None:
+    from iiot.services import provisioning_amqp
+
+    provisioning_amqp.reconcile()
+
+
 def duties() -> Iterator[Duty]:
     """Everything that is done here, with its period in seconds."""
     yield Duty("partitions", 3600, ensure_partitions)
@@ -173,6 +179,7 @@ def duties() -> Iterator[Duty]:
     if importlib.util.find_spec("iiot.services.provisioning"):
         yield Duty("broker", 60, _broker)
         yield Duty("certificates", 60, _certificates)
+    yield Duty("rabbitmq", 60, _rabbitmq)
 
 
 def perform(duty: Duty, stop: threading.Event | None = None) -> bool:

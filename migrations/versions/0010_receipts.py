@@ -1,7 +1,7 @@
 """Refused messages that can be sent again, late data marked in the log, and a history of connections that tells more.
 
 Revision ID: 0010
-Revises: 0004
+Revises: 0009
 """
 
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0010"
-down_revision = "0004"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
