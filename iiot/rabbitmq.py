@@ -28,7 +28,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import now
 
 from iiot import config
-from iiot.broker import MAX_SLOTS, BrokerError, BrokerUnavailable, read_user_name, user_name
+from iiot.broker import MAX_SLOTS, read_user_name, user_name
+from iiot.dynsec import BrokerError, BrokerUnavailable
 from iiot.models import Credential, Device
 
 EXCHANGE: Final = "iiot"
