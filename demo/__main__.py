@@ -78,12 +78,17 @@ def _play(portal: Portal, stop: threading.Event, started: subprocess.Popen[bytes
         drain(players, tally, stop, 120)
         close(players)
         _describe(logins)
-        players = connect(portal, tracks, logins, [device.protocol for device in FLEET], tally)
+        players = connect(portal, tracks, logins, [_protocol(device, portal) for device in FLEET], tally)
         try:
             _keep_sending(players, stop, started)
             drain(players, tally, threading.Event(), 5)
         finally:
             close(players)
+
+
+def _protocol(device: DemoDevice, portal: Portal) -> str:
+    """The device's own; MQTT where the portal runs without a RabbitMQ."""
+    return "mqtt" if device.protocol == "amqp" and portal.amqp is None else device.protocol
 
 
 def _keep_sending(players: list[Player], stop: threading.Event, started: subprocess.Popen[bytes] | None) -> None:

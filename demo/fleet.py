@@ -33,7 +33,7 @@ FLEET = (
         },
     ),
     DemoDevice("Batch server", "mqtt", {"cpu": ("batch-server-cpu", "%")}),
-    DemoDevice("Database", "mqtt", {"cpu": ("database-cpu", "%")}),
+    DemoDevice("Database", "amqp", {"cpu": ("database-cpu", "%")}),
     DemoDevice("Taxi counter", "http", {"passengers": ("taxi-demand", "")}),
-    DemoDevice("Press", "http", {"load": ("press-load", "kN")}),
+    DemoDevice("Press", "coap", {"load": ("press-load", "kN")}),
 )

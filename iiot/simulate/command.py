@@ -6,17 +6,27 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from iiot.simulate.links import LINKS, Link, LinkError, Tally
+from iiot.simulate.amqp_link import AmqpLink
+from iiot.simulate.coap_link import CoapLink
+from iiot.simulate.http_link import HttpLink
+from iiot.simulate.links import Link, LinkError, MqttLink, Tally
 from iiot.simulate.portal import Login, Portal, PortalError, at, make_devices, only_tenant, running
 from iiot.simulate.replay import Pace, Player, Progress, drain, history, replay
 from iiot.simulate.tracks import Track, TrackError, read_csv
 
+LINKS: dict[str, Callable[[Portal, Login, Tally], Link]] = {
+    "amqp": AmqpLink,
+    "coap": CoapLink,
+    "http": HttpLink,
+    "mqtt": MqttLink,
+}
 DEMO_DATA = Path(__file__).resolve().parents[2] / "demo" / "data"
 MOST_DEVICES = 500
 MOST_HISTORY = 30 * 86_400 - 600
@@ -54,6 +64,8 @@ class Options:
     token: str | None
     url: str | None
     mqtt: str | None
+    coap: str | None
+    amqp: str | None
     data_dir: Path | None
     as_json: bool
 
@@ -89,6 +101,8 @@ class Options:
 )
 @click.option("--url", help="A portal elsewhere, as https://portal.example.com; with --uid and --token.")
 @click.option("--mqtt", metavar="HOST:PORT", help="The MQTT broker of --url.")
+@click.option("--coap", metavar="HOST:PORT", help="The CoAP server of --url.")
+@click.option("--amqp", metavar="URL", help="The AMQP broker of --url, as amqps://broker.example.com/iiot.")
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -99,7 +113,7 @@ def simulate(**given: Any) -> None:
     """Replay recorded series as devices of a running portal.
 
     FILES are CSV: a header, the time in the first column, a signal per further column. Without FILES the series of `demo/data` are replayed.
-    Timestamps are moved to now. Devices send over MQTT or HTTP, as real ones do, and keep their names from one run to the next.
+    Timestamps are moved to now. Devices send over MQTT, CoAP, AMQP or HTTP, as real ones do, and keep their names from one run to the next.
 
     Ctrl-C stops it. Exit status: 0 everything was stored, 1 something was not, 2 wrong use.
     """
@@ -120,7 +134,7 @@ def simulate(**given: Any) -> None:
 
 def _run(options: Options) -> int:
     tracks = _tracks(options)
-    portal = at(options.url, options.mqtt) if options.url else running(_data_dir(options))
+    portal = at(options.url, options.mqtt, options.coap, options.amqp) if options.url else running(_data_dir(options))
     logins = _logins(options, tracks)
     tally = Tally()
     stop = stop_on_signals()

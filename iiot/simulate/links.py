@@ -1,22 +1,20 @@
-"""How a simulated device reaches the portal: over MQTT or HTTP, like a real one."""
+"""How a simulated device reaches the portal, like a real one: MQTT, and what links of all protocols share."""
 
-import base64
 import contextlib
-import http.client
 import json
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from iiot.simulate.portal import Login, Portal
 
 Message = dict[str, Any]
 LOGIN_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
-HTTP_BATCH = 200
 WAITING = 2_000
 
 
@@ -69,7 +67,7 @@ class MqttLink:
         from paho.mqtt.enums import CallbackAPIVersion
 
         if portal.mqtt is None:
-            raise LinkError("this portal has no MQTT broker; use --protocol http")
+            raise LinkError("this portal has no MQTT broker; take another --protocol")
         self._tally = tally
         self._prefix = f"iiot/{login.uid}"
         self._waiting: deque[MQTTMessageInfo] = deque()
@@ -131,20 +129,41 @@ class MqttLink:
         self._client.loop_stop()
 
 
-class HttpLink:
-    """POST /api/v1/telemetry on one kept connection; messages that wait leave together."""
+@dataclass(frozen=True)
+class Answer:
+    """What the portal said to a batch. `refused`: how many of it, and why. `wait`: seconds after which all of it is sent again; None: it was settled.
 
-    def __init__(self, portal: Portal, login: Login, tally: Tally) -> None:
+    `ends`: the device itself is not let in, so nothing more is tried.
+    """
+
+    refused: int = 0
+    reason: str = ""
+    wait: float | None = None
+    ends: bool = False
+
+
+class QueuedLink(ABC):
+    """A connection with a thread of its own: messages that wait leave together, and again until the portal has answered."""
+
+    # How many messages leave together.
+    batch = 200
+
+    def __init__(self, login: Login, tally: Tally) -> None:
+        self.login = login
         self._tally = tally
-        self._address = urlsplit(portal.http)
-        secret = base64.b64encode(f"{login.uid}:{login.token}".encode()).decode()
-        self._headers = {"Authorization": f"Basic {secret}", "Content-Type": "application/json"}
         self._queue: queue.Queue[Message | None] = queue.Queue(WAITING)
-        self._connection: http.client.HTTPConnection | None = None
         self._ended = threading.Event()
         self._refusal = ""
-        self._thread = threading.Thread(target=self._work, name=f"http-{login.uid[:6]}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"link-{login.uid[:6]}", daemon=True)
         self._thread.start()
+
+    @abstractmethod
+    def _post(self, batch: Sequence[Message]) -> Answer:
+        """Send them once. Called by the link's own thread, as `_disconnect`."""
+
+    @abstractmethod
+    def _disconnect(self) -> None:
+        """End the connection, if there is one."""
 
     def send(self, message: Message) -> None:
         """Blocks while 2,000 messages wait. Raises LinkError once the portal has refused the device itself."""
@@ -153,7 +172,7 @@ class HttpLink:
         self._queue.put(message)
         self._tally.add(sent=1)
 
-    def poll(self) -> None:
+    def poll(self) -> None:  # noqa: B027 - right for all of them
         """The thread counts by itself."""
 
     def close(self) -> None:
@@ -165,51 +184,25 @@ class HttpLink:
     def _work(self) -> None:
         while (message := self._queue.get()) is not None:
             batch = [message]
-            while len(batch) < HTTP_BATCH and not self._queue.empty():
+            while len(batch) < self.batch and not self._queue.empty():
                 following = self._queue.get()
                 if following is None:
                     self._queue.put(None)
                     break
                 batch.append(following)
             self._deliver(batch)
-        if self._connection:
-            self._connection.close()
+        self._disconnect()
 
-    def _deliver(self, batch: list[Message]) -> None:
+    def _deliver(self, batch: Sequence[Message]) -> None:
         """Until the portal has answered: it may be starting, or ask for patience."""
         pause = 0.2
         while True:
-            try:
-                status, patience, answer = self._post(batch)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                self._connection = None
-                status, patience, answer = 0, 0.0, {"detail": f"{self._address.netloc} does not answer ({error})"}
-            if status == 200:
-                rejected = answer.get("rejected", [])
-                reason = str(rejected[0].get("reason", "")) if rejected else ""
-                self._tally.add(settled=len(batch), errors=len({item["index"] for item in rejected}), reason=reason)
+            answer = self._post(batch)
+            if answer.wait is None or self._ended.is_set():
+                refused = len(batch) if answer.wait is not None else answer.refused
+                self._tally.add(settled=len(batch), errors=refused, reason=answer.reason)
+                self._refusal = answer.reason if answer.ends else ""
                 return
-            if (status not in (0, 429) and status < 500) or self._ended.is_set():
-                reason = str(answer.get("detail", status))
-                self._tally.add(settled=len(batch), errors=len(batch), reason=reason)
-                self._refusal = reason if status in (401, 403) else ""
-                return
-            self._tally.add(reason=str(answer.get("detail", status)))
-            self._ended.wait(max(pause, patience))
+            self._tally.add(reason=answer.reason)
+            self._ended.wait(max(pause, answer.wait))
             pause = min(5.0, pause * 2)
-
-    def _post(self, batch: list[Message]) -> tuple[int, float, dict[str, Any]]:
-        """(status, seconds to wait, body)."""
-        if self._connection is None:
-            kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
-            self._connection = kind(self._address.hostname or "", self._address.port, timeout=REQUEST_SECONDS)
-        self._connection.request(
-            "POST", f"{self._address.path.rstrip('/')}/api/v1/telemetry", json.dumps(batch), self._headers
-        )
-        response = self._connection.getresponse()
-        patience = response.headers.get("Retry-After", "0")
-        body = json.loads(response.read() or b"{}")
-        return response.status, float(patience) if patience.isdigit() else 1.0, body
-
-
-LINKS: dict[str, type[MqttLink] | type[HttpLink]] = {"mqtt": MqttLink, "http": HttpLink}

@@ -12,10 +12,12 @@ class PortalError(Exception):
 
 @dataclass(frozen=True)
 class Portal:
-    """Where devices reach a portal; `mqtt` is None when it has no broker."""
+    """Where devices reach a portal; None for what it does not have. `amqp` is a URL without user and password."""
 
     http: str
-    mqtt: tuple[str, int] | None
+    mqtt: tuple[str, int] | None = None
+    coap: tuple[str, int] | None = None
+    amqp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ def running(data_dir: Path) -> Portal:
     path = data_dir / "run.json"
     try:
         content = json.loads(path.read_text())
-        mqtt = content.get("mqtt")
-        return Portal(content["http"], (mqtt["host"], mqtt["port"]) if mqtt else None)
+        mqtt, coap = (
+            (place["host"], place["port"]) if (place := content.get(name)) else None for name in ("mqtt", "coap")
+        )
+        return Portal(content["http"], mqtt, coap, (content.get("amqp") or {}).get("url"))
     except FileNotFoundError:
         raise PortalError(
             f"No portal runs here: there is no {path}. Start it with `make run`, then try again."
@@ -41,17 +45,23 @@ def running(data_dir: Path) -> Portal:
         raise PortalError(f"{path} cannot be used ({error}). Is this the data dir of a running portal?") from error
 
 
-def at(http: str, mqtt: str | None) -> Portal:
+def at(http: str, mqtt: str | None = None, coap: str | None = None, amqp: str | None = None) -> Portal:
     """A portal elsewhere, by its addresses; raises PortalError for one that is not an address."""
     parts = urlsplit(http)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise PortalError(f"{http!r} is not an address like http://127.0.0.1:5002")
-    if mqtt is None:
-        return Portal(http, None)
-    host, _, port = mqtt.rpartition(":")
+    if amqp is not None and urlsplit(amqp).scheme not in ("amqp", "amqps"):
+        raise PortalError(f"{amqp!r} is not an address like amqps://broker.example.com/iiot")
+    return Portal(http, _place(mqtt), _place(coap), amqp)
+
+
+def _place(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
     if not host or not port.isdigit():
-        raise PortalError(f"{mqtt!r} is not host:port")
-    return Portal(http, (host, int(port)))
+        raise PortalError(f"{text!r} is not host:port")
+    return host.strip("[]"), int(port)
 
 
 def make_devices(tenant: str, names: list[str], kind: str) -> list[Login]:

@@ -159,7 +159,7 @@ def series(tmp_path: Path) -> Path:
     return write(tmp_path / "ramp.csv", f"timestamp,value\n{rows}")
 
 
-@pytest.mark.parametrize("protocol", ["mqtt", "http"])
+@pytest.mark.parametrize("protocol", ["amqp", "coap", "http", "mqtt"])
 def test_a_file_is_replayed_and_every_message_stored(stack: Stack, tenant: str, series: Path, protocol: str) -> None:
     options = (
         "--protocol",
@@ -185,7 +185,7 @@ def test_a_file_is_replayed_and_every_message_stored(stack: Stack, tenant: str, 
 
 
 def test_a_wrong_token_is_one_line_and_exit_status_one(stack: Stack, series: Path) -> None:
-    for protocol in ("mqtt", "http"):
+    for protocol in ("amqp", "coap", "http", "mqtt"):
         result = stack.command(
             "simulate", str(series), "--protocol", protocol, "--uid", "a" * 26, "--token", "wrong", "--speed", "2000"
         )
