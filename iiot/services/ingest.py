@@ -4,6 +4,7 @@ A call is one transaction. When it returns, PostgreSQL has committed and the dev
 nobody may. Redelivery is harmless: the primary key (tenant, signal, ts) drops what is there already.
 """
 
+import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -232,7 +233,8 @@ class _Batch:
         self, message: Incoming, device: Resolved, code: str, reason: str, details: Iterable[Rejected] | None
     ) -> None:
         listed = [
-            {"index": item.index, "key": item.key, "code": item.code, "reason": item.reason} for item in details or ()
+            {"index": item.index, "key": item.key, "code": item.code, "reason": item.reason}
+            for item in itertools.islice(details or (), KEPT_DETAILS)
         ]
         self.kept.append(
             {
@@ -244,7 +246,7 @@ class _Batch:
                 "reason": reason,
                 "payload": message.payload[:KEPT_PAYLOAD],
                 "size": len(message.payload),
-                "details": listed[:KEPT_DETAILS] or None,
+                "details": listed or None,
             }
         )
 
