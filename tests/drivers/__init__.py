@@ -44,8 +44,8 @@ class Driver:
         self.settings = settings
         self.folder = folder
 
-    def start(self) -> None:
-        """Start what the adapter needs, and put it into `settings`."""
+    def start(self, request: pytest.FixtureRequest) -> None:
+        """Start what the adapter needs, and put it into `settings`. `request` gives servers that the whole run shares."""
 
     def stop(self) -> None:
         """Stop what `start` has started."""

@@ -1,10 +1,11 @@
-"""AMQP through a RabbitMQ node of its own, which a test may kill."""
+"""AMQP through the RabbitMQ of this run, with a virtual host of its own. A test may kill the node; it comes back with its queues."""
 
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pika
+import pytest
 
 from tests.drivers import Driver, Send
 from tests.rabbit import RabbitServer, publish
@@ -16,15 +17,14 @@ class Protocol(Driver):
     commits = False
     node: RabbitServer
 
-    def start(self) -> None:
-        self.broker = self.node = RabbitServer(self.folder / "rabbit")
-        self.node.start()
+    def start(self, request: pytest.FixtureRequest) -> None:
+        self.broker = self.node = request.getfixturevalue("rabbit_node")
         self._host = contextlib.ExitStack()
         self._host.enter_context(self.node.virtual_host())
         self.settings = self.settings.model_copy(update=self.node.fields)
 
     def stop(self) -> None:
-        self.node.stop()
+        self._host.close()
 
     @contextmanager
     def device(self, uid: str, token: str) -> Iterator[Send]:

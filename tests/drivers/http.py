@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import pytest
 
 from tests import services
 from tests.drivers import Driver, Send
@@ -16,7 +17,7 @@ from tests.live import WebServer
 class Protocol(Driver):
     """200 comes after the commit."""
 
-    def start(self) -> None:
+    def start(self, _request: pytest.FixtureRequest) -> None:
         self.settings = self.settings.model_copy(update={"device_rate": 100_000, "device_burst": 100_000})
         with services.active(self.settings):
             self.web = WebServer()

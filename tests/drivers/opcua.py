@@ -1,5 +1,6 @@
 """OPC UA: the adapter is a server that shows what is stored. The client is asyncua's; the stream brings the newest values."""
 
+import pytest
 from asyncua import ua
 
 from iiot.embedded import ports
@@ -15,7 +16,7 @@ class Protocol(Driver):
     takes_messages = False
     _beside: Process | None = None
 
-    def start(self) -> None:
+    def start(self, _request: pytest.FixtureRequest) -> None:
         self.settings = self.settings.model_copy(update={"opcua_bind": f"127.0.0.1:{ports.free_port()}"})
         with services.active(self.settings):
             self._beside = stream()

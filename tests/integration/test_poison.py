@@ -62,7 +62,7 @@ def running(request: pytest.FixtureRequest, module_settings: Settings, workspace
     folder.mkdir(mode=0o755)
     made = driver(request.param, module_settings, folder)
     try:
-        made.start()
+        made.start(request)
         with services.active(made.settings):
             one = Running(made)
             yield one

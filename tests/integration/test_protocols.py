@@ -28,7 +28,7 @@ def side(request: pytest.FixtureRequest, module_settings: Settings, workspace: P
     folder.mkdir(mode=0o755)
     made = driver(request.param, module_settings, folder)
     try:
-        made.start()
+        made.start(request)
         with services.active(made.settings):
             one = Side(made)
             yield one
