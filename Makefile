@@ -42,7 +42,7 @@ check: setup ## Style, types, layers, schema and documents: what CI runs before 
 bench: setup ## Run the benchmarks; each prints its ratio to a limit measured in the same run.
 	@$(PY) -m bench
 
-nightly: setup-tests ## The long versions: ten minutes of kill storm, a hundred times the generated payloads.
+nightly: setup-tests ## The long versions: ten minutes of kill storm, fuzzing, a hundred times the generated payloads.
 	@IIOT_STORM_SECONDS=600 IIOT_OPENAPI_EXAMPLES=100 $(PY) -m pytest -m 'nightly or not nightly' --timeout 3600 --hypothesis-profile nightly $(ARGS)
 	@$(MAKE) mutants
 

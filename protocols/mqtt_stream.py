@@ -171,6 +171,18 @@ def _variable(data: bytes, pos: int) -> tuple[int, int]:
 
 
 def _publish(data: bytes, first: int, body: int, end: int, five: bool) -> Publish:
+    """The packet in `data[body:end]`; raises MalformedStreamError for what is none."""
+    try:
+        packet = _read_publish(data, first, body, end, five)
+    except MalformedStreamError:
+        raise
+    except Exception as error:
+        # Behind the end of the data, or whatever paho raises for properties that are none.
+        raise MalformedStreamError(f"the broker sent a malformed PUBLISH: {error!r}") from error
+    return packet
+
+
+def _read_publish(data: bytes, first: int, body: int, end: int, five: bool) -> Publish:
     qos = first >> 1 & 3
     place = body + 2 + (data[body] << 8 | data[body + 1])
     topic = data[body + 2 : place]
@@ -189,6 +201,8 @@ def _publish(data: bytes, first: int, body: int, end: int, five: bool) -> Publis
             place += used
         else:
             place += 1
+    if place > end:
+        raise MalformedStreamError("the broker sent a PUBLISH that is longer than it says")
     return Publish(topic, data[place:end], qos, packet_id, bool(first & 1), properties)
 
 

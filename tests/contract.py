@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -90,17 +89,15 @@ class Side:
 
     def insist(self, device: Device, number: int, seconds: float = 60) -> None:
         """Send one reading like a device that must know: again, until it is there."""
-        payload, deadline = reading(number), time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with suppress(AdapterError):
+        payload = reading(number)
+
+        def is_stored() -> bool:
+            with suppress(AdapterError, AssertionError):
                 self.send(device, payload)
-                if self.driver.commits:
-                    return
-                with suppress(AssertionError):
-                    eventually(lambda: float(number) in device.values, 5)
-                    return
-            time.sleep(0.1)
-        raise AssertionError(f"{payload!r} was not stored within {seconds} s")
+                return self.driver.commits or eventually(lambda: float(number) in device.values, 5)
+            return False
+
+        eventually(is_stored, seconds, 0.1)
 
     def said(self, word: str, before: int) -> bool:
         """Whether the process has said it since its log had `before` characters."""

@@ -147,6 +147,10 @@ def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> P
         raise PayloadError("not-an-object", f"a message is an object or a list of objects, not {kind_of(data)}")
     if not elements:
         raise PayloadError("empty", "the message is an empty list: it holds no reading")
+    if len(elements) > MAX_READINGS:
+        raise PayloadError(
+            "too-many-readings", f"a message holds at most {MAX_READINGS} readings, split it", str(MAX_READINGS)
+        )
     for index, element in enumerate(elements):
         reader.read(index, element)
     places = reader.places if len(reader.items) < len(elements) else None

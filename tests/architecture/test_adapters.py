@@ -10,8 +10,8 @@ from tests.architecture.source import ROOT, python, tree
 
 # What an adapter must not know: the product, the database, the web, and the doors between them and the runner.
 FOREIGN = ("iiot", "sqlalchemy", "psycopg2", "flask", "sklearn")
-# The only modules of the package that adapters share.
-SHARED = ("base", "buckets")
+# The modules of the package that are contracts or tools, and that adapters share.
+SHARED = ("base", "served", "buckets")
 
 
 def test_the_package_is_looked_into() -> None:

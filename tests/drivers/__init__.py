@@ -17,10 +17,14 @@ import pytest
 from iiot.config import Settings
 from protocols.__main__ import adapter
 from protocols.base import AdapterError
-from tests import services
+from tests import factories, services
 
 # Sends one payload of the given content type as one device; returns when the protocol has answered, whatever it says.
 Send = Callable[[bytes, str | None], None]
+
+
+class Refused(Exception):
+    """The server did not let somebody in, or is away."""
 
 
 class Driver:
@@ -40,14 +44,22 @@ class Driver:
         self.settings = settings
         self.folder = folder
 
-    def start(self) -> None:
-        """Start what the adapter needs, and put it into `settings`."""
+    def start(self, request: pytest.FixtureRequest) -> None:
+        """Start what the adapter needs, and put it into `settings`. `request` gives servers that the whole run shares."""
 
     def stop(self) -> None:
         """Stop what `start` has started."""
 
     def tighten(self, messages: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make bounds of the adapter's own, which keep it from ever filling the runner's queue, this small."""
+
+    def person(self, tenant: factories.TenantRow) -> tuple[str, str]:
+        """Of a protocol that serves what is stored: user and password of somebody new who may look at a tenant."""
+        raise NotImplementedError(f"{self.name}: person")
+
+    def read(self, user: str, password: str, uid: str, key: str) -> object:
+        """Of such a protocol: the newest value of a signal, None when there is none for this user. Raises Refused."""
+        raise NotImplementedError(f"{self.name}: read")
 
     @property
     def module(self) -> ModuleType:
@@ -83,9 +95,14 @@ def write_a_driver(name: str) -> str:
     )
 
 
+def kind(name: str) -> type[Driver]:
+    """The driver's class of a protocol."""
+    if importlib.util.find_spec(f"tests.drivers.{name}") is None:
+        return Driver
+    made: type[Driver] = importlib.import_module(f"tests.drivers.{name}").Protocol
+    return made
+
+
 def driver(name: str, settings: Settings, folder: Path) -> Driver:
     """The driver of a protocol, not started."""
-    if importlib.util.find_spec(f"tests.drivers.{name}") is None:
-        return Driver(name, settings, folder)
-    made: Driver = importlib.import_module(f"tests.drivers.{name}").Protocol(name, settings, folder)
-    return made
+    return kind(name)(name, settings, folder)

@@ -20,7 +20,7 @@ NUMBERS = {name: number for number, name in coap.CONTENT_TYPES.items() if number
 class Protocol(Driver):
     """2.04 comes after the commit."""
 
-    def start(self) -> None:
+    def start(self, _request: pytest.FixtureRequest) -> None:
         self.settings = with_port(self.settings)
 
     def tighten(self, messages: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -17,7 +18,7 @@ class Protocol(Driver):
 
     commits = False
 
-    def start(self) -> None:
+    def start(self, _request: pytest.FixtureRequest) -> None:
         self.broker = server = MosquittoServer(self.folder / "broker")
         server.start()
         self.settings = self.settings.model_copy(update=server.fields)

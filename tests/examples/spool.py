@@ -73,13 +73,13 @@ class SpoolAdapter:
         path = self.folder / f"{uid} {token} {next(_numbers)}.json"
         path.with_suffix(".new").write_bytes(payload)
         path.with_suffix(".new").rename(path)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline, pause = time.monotonic() + ANSWER_SECONDS, threading.Event()
         while time.monotonic() < deadline:
             if path.with_suffix(".stored").exists():
                 return
             if path.with_suffix(".refused").exists():
                 raise AdapterError(path.with_suffix(".refused").read_text())
-            time.sleep(LOOK_SECONDS)
+            pause.wait(LOOK_SECONDS)
         path.unlink(missing_ok=True)
         raise AdapterError("nobody reads the folder")
 

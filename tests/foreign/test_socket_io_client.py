@@ -48,14 +48,15 @@ class Listener:
         return [data for word, data in self.said if word == what]
 
     def close(self) -> int:
-        """End of input: it disconnects and ends by itself."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        status = self.process.wait(20)
-        self._thread.join(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
+        """End of input: it disconnects and ends by itself; its exit status."""
+        with self.process as process:
+            assert process.stdin is not None
+            process.stdin.close()
+            try:
+                return process.wait(20)
+            finally:
+                process.kill()
+                self._thread.join(10)
 
 
 @contextmanager
@@ -66,10 +67,9 @@ def listening(web: WebServer, token: str, uid: str) -> Iterator[Listener]:
     listener = Listener(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     try:
         yield listener
-        assert listener.close() == 0
     finally:
-        listener.process.kill()
-        listener.process.wait()
+        status = listener.close()
+    assert status == 0
 
 
 def test_it_hears_readings_of_its_own_devices(web: WebServer) -> None:
@@ -77,7 +77,7 @@ def test_it_hears_readings_of_its_own_devices(web: WebServer) -> None:
     device, foreign = factories.make_device(tenant), factories.make_device(factories.make_tenant())
     token, _ = token_of(factories.make_user(tenant, "viewer"))
     with listening(web, token, device.uid) as listener:
-        eventually(lambda: listener.all("subscribed") == [{"ok": True}], 30)
+        eventually(lambda: [answer["ok"] for answer in listener.all("subscribed")] == [True], 30)
         factories.store(foreign.uid, n=1.0)
         factories.store(device.uid, n=2.0)
         [event] = eventually(lambda: listener.all("telemetry"), 30)

@@ -131,7 +131,7 @@ class AdapterProcess:
                 stdout=log,
                 stderr=log,
             )
-        eventually(lambda: self._connections() > before, 20)
+        eventually(lambda: self._connections() > before, 60)
 
     def _connections(self) -> int:
         return self.log.read_text().count('"connected"') if self.log.exists() else 0

@@ -17,7 +17,7 @@ from protocols.__main__ import names
 from protocols.base import AdapterError
 from tests import factories, services
 from tests.contract import NOT_STORED, WRITER_WAITS, Counting, Side, locked, reading
-from tests.drivers import driver
+from tests.drivers import Refused, driver, kind
 from tests.services import eventually
 
 
@@ -27,10 +27,8 @@ def side(request: pytest.FixtureRequest, module_settings: Settings, workspace: P
     folder = workspace / f"contract {request.param}"
     folder.mkdir(mode=0o755)
     made = driver(request.param, module_settings, folder)
-    if not made.takes_messages:
-        pytest.skip(f"{request.param} takes no messages of devices")
     try:
-        made.start()
+        made.start(request)
         with services.active(made.settings):
             one = Side(made)
             yield one
@@ -45,6 +43,15 @@ def up(side: Side) -> Side:
     return side.start()
 
 
+TAKING = [name for name in names() if kind(name).takes_messages]
+SERVING = [name for name in names() if not kind(name).takes_messages]
+takes = pytest.mark.parametrize("side", TAKING, indirect=True, scope="module")
+serves = pytest.mark.parametrize("side", SERVING, indirect=True, scope="module")
+
+
+# --- every adapter -----------------------------------------------------------------------------------------------------
+
+
 def test_listed_and_checked(side: Side) -> None:
     side.stop()
     assert f"{side.name} " in side.command("list").stdout.decode()
@@ -52,6 +59,10 @@ def test_listed_and_checked(side: Side) -> None:
     assert (checked.returncode, checked.stdout.decode().strip()) == (0, f"{side.name}: ok"), checked.stderr.decode()
 
 
+# --- adapters that take messages ---------------------------------------------------------------------------------------
+
+
+@takes
 def test_queue_full_slows_and_loses_nothing(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     side.stop()
     queue, batch, senders = 16, 4, 30
@@ -78,6 +89,7 @@ def test_queue_full_slows_and_loses_nothing(side: Side, monkeypatch: pytest.Monk
     assert [device.readings for device in devices] == [2] + [1] * (senders - 1)
 
 
+@takes
 def test_stored_and_acknowledged(up: Side) -> None:
     device = up.device()
     up.send(device, b'{"temperature":21.5}')
@@ -86,6 +98,7 @@ def test_stored_and_acknowledged(up: Side) -> None:
     assert device.rejections == []
 
 
+@takes
 def test_sent_from_the_command_line(up: Side) -> None:
     device = up.device()
     done = up.command("send", up.name, "--uid", device.uid, "--token", device.token, "-", stdin=b'{"a":1}')
@@ -93,6 +106,7 @@ def test_sent_from_the_command_line(up: Side) -> None:
     eventually(lambda: device.values == {1.0}, 30)
 
 
+@takes
 def test_refused_with_reason(up: Side) -> None:
     device = up.device()
     if up.driver.commits:
@@ -108,12 +122,14 @@ def test_refused_with_reason(up: Side) -> None:
     eventually(lambda: device.values == {1.0}, 30)
 
 
+@takes
 def test_refused_in_part(up: Side) -> None:
     device = up.device()
     up.send(device, b'{"good":1,"bad key":2}')
     eventually(lambda: (device.values, device.rejections) == ({1.0}, ["key-invalid"]), 30)
 
 
+@takes
 def test_wrong_credential(up: Side) -> None:
     device = up.device()
     with pytest.raises(AdapterError):
@@ -123,6 +139,7 @@ def test_wrong_credential(up: Side) -> None:
     assert (device.values, device.rejections) == ({2.0}, [])
 
 
+@takes
 def test_unknown_device(up: Side) -> None:
     stranger, known = up.device(), up.device()
     stranger.uid = "u" * 26
@@ -135,6 +152,7 @@ def test_unknown_device(up: Side) -> None:
     assert factories.rows("SELECT count(*) FROM iiot.rejected_message") == before
 
 
+@takes
 def test_commit_fails_then_stored_once(up: Side) -> None:
     device, before = up.device(), len(up.process.said)
     with ThreadPoolExecutor(1) as pool:
@@ -148,6 +166,7 @@ def test_commit_fails_then_stored_once(up: Side) -> None:
     assert device.readings == 1
 
 
+@takes
 def test_commit_fails_then_redelivered_once(up: Side) -> None:
     """The adapter dies before the database is well again: whoever has no acknowledgement sends the message again."""
     device, before = up.device(), len(up.process.said)
@@ -162,6 +181,7 @@ def test_commit_fails_then_redelivered_once(up: Side) -> None:
     assert device.readings == 1
 
 
+@takes
 def test_killed_and_back(up: Side) -> None:
     """kill -9 of the broker, or of the adapter where it is the server itself."""
     device = up.device()
@@ -174,6 +194,7 @@ def test_killed_and_back(up: Side) -> None:
     assert (device.values, device.readings) == ({1.0, 2.0, 3.0}, 3)
 
 
+@takes
 def test_sigterm_drains(up: Side) -> None:
     devices = [up.device() for _ in range(5)]
     with ThreadPoolExecutor(len(devices)) as pool:
@@ -197,6 +218,7 @@ def test_sigterm_drains(up: Side) -> None:
     assert [device.readings for device in devices] == [1] * len(devices), "what was acknowledged does not come again"
 
 
+@takes
 def test_metrics_moved(up: Side) -> None:
     names = {
         "iiot_protocol_messages_total": {"kind": "telemetry"},
@@ -213,4 +235,74 @@ def test_metrics_moved(up: Side) -> None:
     eventually(lambda: device.readings == 1 and device.rejections == ["empty"], 30)
     for name, labels in names.items():
         eventually(lambda name=name, labels=labels: up.metric(name, **labels) > before[name])
+    assert up.metric("iiot_protocol_connected") == 1
+
+
+# --- adapters that serve what is stored ----------------------------------------------------------------------------------
+
+
+def shown(side: Side, user: str, password: str, uid: str) -> object:
+    """What the person reads; a server that is on its way up is asked again."""
+    return eventually(lambda: side.driver.read(user, password, uid, "n"), 60, 0.2)
+
+
+@serves
+def test_what_is_stored_is_shown(up: Side) -> None:
+    device = up.device()
+    factories.store(device.uid, n=21.5)
+    assert shown(up, *up.driver.person(up.tenant), device.uid) == 21.5
+
+
+@serves
+def test_nobody_sends(up: Side) -> None:
+    device = up.device()
+    with pytest.raises(AdapterError, match="do not send"):
+        up.send(device, b'{"n":1}')
+    assert device.readings == 0
+
+
+@serves
+def test_wrong_password(up: Side) -> None:
+    device, (user, _) = up.device(), up.driver.person(up.tenant)
+    with pytest.raises(Refused):
+        up.driver.read(user, "wrong", device.uid, "n")
+
+
+@serves
+def test_unknown_user(up: Side) -> None:
+    device, (user, password) = up.device(), up.driver.person(up.tenant)
+    with pytest.raises(Refused) as unknown:
+        up.driver.read(f"nobody-{user}", password, device.uid, "n")
+    with pytest.raises(Refused) as wrong:
+        up.driver.read(user, "wrong", device.uid, "n")
+    assert str(unknown.value) == str(wrong.value), "a stranger shall not learn who has an account"
+
+
+@serves
+def test_another_tenant_reads_like_nothing(up: Side) -> None:
+    device = up.device()
+    factories.store(device.uid, n=1.0)
+    own = up.driver.person(up.tenant)
+    assert shown(up, *own, device.uid) == 1.0
+    foreign = up.driver.person(factories.make_tenant())
+    assert up.driver.read(*foreign, device.uid, "n") is None
+    assert up.driver.read(*own, "u" * 26, "n") is None
+
+
+@serves
+def test_killed_and_shown_again(up: Side) -> None:
+    device, person = up.device(), up.driver.person(up.tenant)
+    factories.store(device.uid, n=1.0)
+    assert shown(up, *person, device.uid) == 1.0
+    with up.away():
+        with pytest.raises(Refused):
+            up.driver.read(*person, device.uid, "n")
+        factories.store(device.uid, n=2.0)
+    eventually(lambda: shown(up, *person, device.uid) == 2.0, 60)
+
+
+@serves
+def test_sigterm_ends_it(up: Side) -> None:
+    assert up.process.stop() == 0
+    up.start()
     assert up.metric("iiot_protocol_connected") == 1
