@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from iiot import auth, cache, tenancy
 from iiot.errors import Forbidden
-from iiot.services import credentials, devices
+from iiot.services import credentials, devices, refused_logins
 from protocols.base import Refusal
 from protocols.buckets import Buckets
 
@@ -92,6 +92,7 @@ class Devices:
             proof = self._ask(uid, token)
         except Forbidden as error:
             self._count("refused")
+            refused_logins.note(uid, self.protocol, error.code, source)
             return Refusal(error.code, error.detail)
         except Exception as error:
             return self._away(error)
@@ -99,6 +100,7 @@ class Devices:
             self._failures.take(place)
             self._failures_of_source.take(source)
             self._count("wrong")
+            refused_logins.note(uid, self.protocol, _WRONG.code, source)
             return _WRONG
         self._count("ok")
         until = math.inf if proof.until is None else proof.until.timestamp()

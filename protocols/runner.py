@@ -30,7 +30,7 @@ from protocols import translate
 from protocols.base import Adapter, Commander, ConnectionLost, Message, Outcome
 from protocols.devices import Devices
 from protocols.lanes import LONGEST_REST, LateQueue, Line
-from protocols.orders import Orders, take_answers
+from protocols.orders import Orders, note_outage, take_answers
 
 BATCH: Final = 4_000
 LINGER_SECONDS: Final = 0.025
@@ -111,6 +111,7 @@ class Runner:
         self._done = threading.Event()
         self._finish_by = float("inf")
         self._failures = 0
+        self._lost_at: float | None = None
         self._times: dict[str, int] = {}
         self._orders: Orders | None = None
         self._late_ms = late_after * 1000
@@ -149,6 +150,10 @@ class Runner:
     def connected(self) -> None:
         """See `Inbox.connected`."""
         self._failures = 0
+        if self._lost_at is not None and self._orders is not None:
+            outage = (self.name, time.monotonic() - self._lost_at)
+            threading.Thread(target=note_outage, args=outage, daemon=True).start()
+        self._lost_at = None
         connected.labels(self.name).set(1)
         log.info("connected", protocol=self.name)
 
@@ -174,6 +179,7 @@ class Runner:
                     connected.labels(self.name).set(0)
                     reconnects_total.labels(self.name).inc()
                     self._failures += 1
+                    self._lost_at = self._lost_at or time.monotonic()
                     pause = pause_after(self._failures)
                     log.warning("connection lost", protocol=self.name, reason=str(error), retry_in=round(pause, 2))
                     self.stop.wait(pause)
@@ -298,7 +304,7 @@ class Runner:
         for place, message in enumerate(batch):
             if translate.is_no_news(message):
                 continue
-            event = translate.status_event(message) if message.kind == "status" else None
+            event = translate.status_event(message, self.name) if message.kind == "status" else None
             if event is not None:
                 events.append(event)
             elif message.kind == "result":

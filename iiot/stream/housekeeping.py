@@ -59,6 +59,23 @@ _SILENT = sql(
     "UPDATE iiot.device d SET status = 'offline' FROM iiot.tenant t WHERE t.id = d.tenant_id AND d.status = 'online' "
     "AND NOT d.tells_status AND d.last_seen_at < :before RETURNING d.tenant_id, d.id, d.uid, t.uid, d.last_seen_at"
 )
+# A token that expired longer ago says nothing: the device may have come back by another way.
+_SHUT_OUT = sql(
+    """
+    WITH gone AS (
+        SELECT d.tenant_id, d.id, t.uid AS tenant_uid, CASE
+            WHEN NOT d.enabled THEN 'device-disabled' WHEN t.status <> 'active' THEN 'tenant-' || t.status ELSE 'token-expired' END AS reason
+        FROM iiot.device d JOIN iiot.tenant t ON t.id = d.tenant_id
+        WHERE d.status = 'online' AND (NOT d.enabled OR t.status <> 'active' OR (
+            EXISTS (SELECT FROM iiot.credential c WHERE c.tenant_id = d.tenant_id AND c.device_id = d.id AND c.revoked_at IS NULL
+                    AND c.expires_at BETWEEN now() - interval '30 seconds' AND now())
+            AND NOT EXISTS (SELECT FROM iiot.credential c WHERE c.tenant_id = d.tenant_id AND c.device_id = d.id
+                            AND c.revoked_at IS NULL AND (c.expires_at IS NULL OR c.expires_at > now()))))
+    )
+    UPDATE iiot.device d SET status = 'offline' FROM gone WHERE d.tenant_id = gone.tenant_id AND d.id = gone.id AND d.status = 'online'
+    RETURNING d.tenant_id, d.id, d.uid, gone.tenant_uid, d.last_seen_at, gone.reason
+    """
+)
 
 
 @dataclass
@@ -132,9 +149,20 @@ def mark_silent(db: Session) -> None:
     if lag(db, "latest").seconds > min(after / 2, 30):
         return
     silent = db.execute(_SILENT, {"before": clock.now() - timedelta(seconds=after)}).all()
-    latest.record_transitions(db, [(row[0], row[1]) for row in silent], online=False, reason="silence")
+    gone = [(row[0], row[1], None) for row in silent]
+    latest.record_transitions(db, gone, online=False, reason="silence", detail=f"for {after} s")
     for _, _, uid, tenant_uid, last_seen_at in silent:
         latest.announce(db, tenant_uid, uid, "offline", last_seen_at)
+
+
+def mark_shut_out(db: Session) -> None:
+    """Devices that can no longer be connected are offline: disabled ones, those of suspended tenants, those whose last token has just expired."""
+    found = db.execute(_SHUT_OUT).all()
+    for reason in {row.reason for row in found}:
+        gone = [(row.tenant_id, row.id, None) for row in found if row.reason == reason]
+        latest.record_transitions(db, gone, online=False, reason=reason)
+    for row in found:
+        latest.announce(db, row.tenant_uid, row.uid, "offline", row.last_seen_at)
 
 
 def _sums(_db: Session) -> None:
@@ -160,6 +188,7 @@ def duties() -> Iterator[Duty]:
     yield Duty("old-commands", 3600, remove_commands)
     yield Duty("commands", 1, commands.expire)
     yield Duty("silence", 10, mark_silent)
+    yield Duty("shut-out", 10, mark_shut_out)
     yield Duty("rollups", 30, _sums)
     yield Duty("requests", 30, metering.store)
     yield Duty("tenants", 600, erasure.purge)

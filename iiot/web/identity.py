@@ -21,7 +21,7 @@ from flask_jwt_extended.exceptions import JWTExtendedException
 from iiot import auth, cache, clock, ids, metrics, tenancy
 from iiot.config import Settings
 from iiot.errors import Forbidden, Problem, Unauthorized
-from iiot.services import api_keys, credentials, sessions
+from iiot.services import api_keys, credentials, refused_logins, sessions
 from iiot.web import limits
 
 ISSUER = "iiot-portal"
@@ -213,9 +213,14 @@ def thing(_app: Flask) -> auth.Principal:
         limits.failures("device-sign-in", uid, address) as failed,
     ):
         mark = _things.mark()
-        with tenancy.work(tenancy.system("device-sign-in")) as db:
-            proof = credentials.authenticate(db, uid, token)
+        try:
+            with tenancy.work(tenancy.system("device-sign-in")) as db:
+                proof = credentials.authenticate(db, uid, token)
+        except Forbidden as refused:
+            refused_logins.note(uid, "http", refused.code, address)
+            raise
         if proof is None:
+            refused_logins.note(uid, "http", "unauthorized", address)
             failed()
             failed_here()
             metrics.device_logins.labels("wrong").inc()
