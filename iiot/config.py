@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     mqtt_public: str | None = Field(
         None, description="host:port of the broker as devices reach it, shown on the Connect page."
     )
+    coap_public: str | None = Field(
+        None, description="host:port of the CoAP server as devices reach it, shown on the Connect page."
+    )
     coap_plain: bool | None = Field(
         None,
         description="Whether devices may send their token over CoAP without encryption. Unset: on in development, off in production.",
