@@ -47,6 +47,12 @@ _OLD_REJECTED = sql(
     "DELETE FROM iiot.rejected_message WHERE (tenant_id, id) IN "
     "(SELECT tenant_id, id FROM iiot.rejected_message WHERE received_at < :before LIMIT :n)"
 )
+# The payload is kept up to 256 KiB; its true size is known without reading it.
+_TOO_MUCH_REJECTED = sql(
+    "DELETE FROM iiot.rejected_message WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM ("
+    "SELECT tenant_id, id, sum(least(size, 262144)) OVER (PARTITION BY tenant_id ORDER BY id DESC) AS kept FROM iiot.rejected_message"
+    ") AS summed WHERE kept > :most LIMIT :n)"
+)
 _OLD_CONNECTIONS = sql(
     "DELETE FROM iiot.connection_event WHERE (tenant_id, id) IN "
     "(SELECT tenant_id, id FROM iiot.connection_event WHERE at < :before LIMIT :n)"
@@ -128,6 +134,13 @@ def remove_rejected(db: Session) -> bool:
     return _chunk(db, _OLD_REJECTED, config.load().rejected_retention_days)
 
 
+def limit_rejected(db: Session) -> bool:
+    """A tenant's rejected messages have a size; beyond it the oldest go, so that a broken device cannot fill the disk."""
+    most = config.load().rejected_megabytes * 1024 * 1024
+    result = db.execute(_TOO_MUCH_REJECTED, {"most": most, "n": CHUNK})
+    return bool(result.rowcount == CHUNK)  # type: ignore[attr-defined]
+
+
 def remove_connection_events(db: Session) -> bool:
     """Connection events are kept as long as readings."""
     return _chunk(db, _OLD_CONNECTIONS, config.load().telemetry_retention_days)
@@ -184,6 +197,7 @@ def duties() -> Iterator[Duty]:
     yield Duty("sessions", 3600, remove_sessions)
     yield Duty("links", 3600, remove_links)
     yield Duty("rejected", 3600, remove_rejected)
+    yield Duty("rejected-size", 600, limit_rejected)
     yield Duty("connection-events", 3600, remove_connection_events)
     yield Duty("old-commands", 3600, remove_commands)
     yield Duty("commands", 1, commands.expire)

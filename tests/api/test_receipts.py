@@ -97,8 +97,8 @@ def test_a_refusal_names_its_limit_in_every_protocol(
 def test_what_the_tenants_quotas_refuse_names_them(person: Make) -> None:
     one = person(tenant=factories.make_tenant(signals_per_device=1, readings_per_day=2))
     thing = make_thing(one.tenant)
-    outcome = factories.store(thing.uid, a=1.0, b=1.0)[0]
-    [refusal] = translate.outcome(outcome).refusals
+    factories.store(thing.uid, a=1.0)
+    [refusal] = translate.outcome(factories.store(thing.uid, b=1.0)[0]).refusals
     assert refusal.receipt()["limit"] == "signals_per_device"
     assert (refusal.allowed, refusal.key, refusal.retry_after) == (1, "b", None)
     factories.store(thing.uid, a=2.0)
