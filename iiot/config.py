@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     mqtt_pid_file: Path | None = Field(
         None, description="PID file of Mosquitto, which gets SIGHUP when the list has changed. Unset: nobody is told."
     )
+    coap_public: str | None = Field(
+        None, description="host:port of the CoAP server as devices reach it, shown on the Connect page."
+    )
     coap_plain: bool | None = Field(
         None,
         description="Whether devices may send their token over CoAP without encryption. Unset: on in development, off in production.",
@@ -189,6 +192,9 @@ class Settings(BaseSettings):
         3, ge=1, le=90, description="Days of the batch log kept; a live client may resume that far back."
     )
     rejected_retention_days: int = Field(30, ge=1, le=3650, description="Days of rejected messages kept.")
+    rejected_megabytes: int = Field(
+        1024, ge=1, description="Megabytes of rejected messages kept per tenant; beyond it the oldest are removed."
+    )
     tenant_requests_per_minute: int = Field(
         600_000, ge=1, description="API requests of one tenant a minute, over all processes; more are answered 429."
     )

@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from iiot import auth, cache, clock, tenancy
 from iiot.errors import Forbidden, NotFound
-from iiot.services import command_delivery, credentials, devices, oscore
+from iiot.services import command_delivery, credentials, devices, oscore, refused_logins
 from protocols.base import Order, Proved, Refusal, SharedKey
 from protocols.buckets import Buckets
 
@@ -98,6 +98,7 @@ class Devices:
             proof = self._ask(uid, token)
         except Forbidden as error:
             self._count("refused")
+            refused_logins.note(uid, self.protocol, error.code, source)
             return Refusal(error.code, error.detail)
         except Exception as error:
             return self._away(error)
@@ -106,6 +107,7 @@ class Devices:
             self._failures.take(place)
             self._failures_of_source.take(source)
             self._count("wrong")
+            refused_logins.note(uid, self.protocol, _WRONG.code, source)
             return _WRONG
         self._count("ok")
         if len(self._worked) >= WORKED:

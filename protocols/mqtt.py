@@ -42,7 +42,7 @@ SUBSCRIPTION: Final = "iiot/+/up/#"
 HOMES: Final = ("home/+/+/+/+/state", "home/+/+/status")
 STATUS_TOPIC: Final = "iiot/service/mqtt/status"
 NEVER_EXPIRES: Final = 0xFFFFFFFF
-# Acknowledgements go out in the order of delivery (MQTT 5 section 4.6), so those of live data wait for late data before it.
+# Room for acknowledgements of live data that wait for late data before it: see `mqtt_stream.Stream.acknowledge`.
 RECEIVE_MAXIMUM: Final = 65_535
 CONNECT_SECONDS: Final = 10.0
 # How long the loop sleeps when nothing happens; also the longest time until it sees `stop`.
@@ -99,6 +99,8 @@ def make(settings: Any) -> MqttAdapter:
 
 class MqttAdapter:
     """See `protocols.base.Adapter`."""
+
+    any_order = True
 
     def __init__(self, address: Address, client_id: str = CLIENT_ID) -> None:
         self.address = address
@@ -290,13 +292,16 @@ class _Connection:
         """Acknowledge on the connection the message came by. On a later one its number belongs to another message."""
         if not self.alive:
             return
-        if outcome.refusals and message.uid:
-            self._tell_refusals(message, outcome.refusals)
-        if outcome.ack_ts is not None:
-            self._tell(message.uid, "ack", {"ts": outcome.ack_ts})
-        packet_id = message.receipt
-        if packet_id is not None and self.stream.acknowledge(packet_id):
-            self._ring()
+        try:
+            if outcome.refusals and message.uid:
+                self._tell_refusals(message, outcome.refusals)
+            if outcome.ack_ts is not None:
+                self._tell(message.uid, "ack", {"ts": outcome.ack_ts})
+        finally:
+            # Whatever became of the notice: an acknowledgement that is missing would hold back all that follow.
+            packet_id = message.receipt
+            if packet_id is not None and self.stream.acknowledge(packet_id):
+                self._ring()
 
     def _tell_refusals(self, message: Message, refusals: tuple[Refusal, ...]) -> None:
         for refusal in refusals[:TOLD_PER_MESSAGE]:

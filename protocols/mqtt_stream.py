@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +52,10 @@ class Stream:
         self._end = 0  # paho may read up to here
         self._out: list[bytes] = []
         self.on_publish: Callable[[Publish], None] | None = None
+        # Packet ids of messages in the order in which they came, and those that may be acknowledged when it is their turn.
+        self._unacknowledged: deque[int] = deque()
+        self._asked: set[int] = set()
+        self._ordering = threading.Lock()
 
     # What paho uses of a socket.
 
@@ -91,10 +97,20 @@ class Stream:
         return bool(self._out)
 
     def acknowledge(self, packet_id: int) -> bool:
-        """Queue a PUBACK (4 bytes in both versions). Any thread may call; True when nothing was queued before it."""
-        out = self._out
-        out.append(PUBACK + packet_id.to_bytes(2, "big"))
-        return len(out) == 1
+        """Queue the PUBACK (4 bytes in both versions) of a message, once those before it are acknowledged, too.
+
+        They go out in the order of the PUBLISH packets (MQTT 5 section 4.6), whatever order they are asked for. Any thread may
+        call; True when something was queued and nothing before it.
+        """
+        out, line, asked = self._out, self._unacknowledged, self._asked
+        with self._ordering:
+            was_empty = not out
+            asked.add(packet_id)
+            while line and line[0] in asked:
+                first = line.popleft()
+                asked.remove(first)
+                out.append(PUBACK + first.to_bytes(2, "big"))
+            return was_empty and bool(out)
 
     def flush(self) -> None:
         """Send what is queued, as far as the system takes it now. Raises OSError when the connection is gone."""
@@ -147,7 +163,10 @@ class Stream:
                 if self.on_publish is None:
                     return MQTTErrorCode.MQTT_ERR_SUCCESS
                 self._pos = end
-                self.on_publish(_publish(data, first, body, end, self._five))
+                packet = _publish(data, first, body, end, self._five)
+                if packet.qos:
+                    self._unacknowledged.append(packet.packet_id)
+                self.on_publish(packet)
             else:
                 self._end = end
                 code = client.loop_read()

@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import Counter
 
 from iiot import clock
-from iiot.services import command_bell, command_delivery
+from iiot.services import command_bell, command_delivery, presence
 from iiot.services.ingest import Incoming
 from protocols.base import Commander, Listening, Message, Order
 
@@ -118,6 +118,14 @@ class Orders:
         if not taken:
             self._passed_over.add(order.device_uid)
         return taken
+
+
+def note_outage(protocol: str, seconds: float) -> None:
+    """Leave a note in the history of the devices that were on this protocol's broker while it was away."""
+    try:
+        presence.lost_broker(protocol, seconds)
+    except Exception as error:
+        log.warning("outage not noted", protocol=protocol, error=f"{type(error).__name__}: {error}"[:200])
 
 
 def take_answers(protocol: str, batch: Sequence[Message], places: Sequence[int]) -> Iterator[tuple[int, Incoming]]:

@@ -94,7 +94,9 @@ class Plant:
 
     def set_status(self, visitor: Visitor, uid: str, online: bool) -> Refusal | None:
         """See `served.Plant.set_status`."""
-        return self._change(visitor, "device:write", lambda db: presence.declare(db, uid, online, "set over OPC UA"))
+        return self._change(
+            visitor, "device:write", lambda db: presence.declare(db, devices.locked(db, uid), online, self.protocol)
+        )
 
     def _change(self, visitor: Visitor, permission: str, change: Callable[[ScopedSession], object]) -> Refusal | None:
         try:

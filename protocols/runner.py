@@ -28,9 +28,10 @@ from iiot.services.ingest import Incoming, Outcomes, StatusEvent, is_late
 from iiot.services.ingest import Outcome as Result
 from protocols import gateways, translate
 from protocols.base import Adapter, Commander, ConnectionLost, Kind, Message, Outcome
+from protocols.beat import Beat
 from protocols.devices import Devices
 from protocols.lanes import LONGEST_REST, LateQueue, Line
-from protocols.orders import Orders, take_answers
+from protocols.orders import Orders, note_outage, take_answers
 from protocols.plant import Plant
 
 BATCH: Final = 4_000
@@ -65,9 +66,6 @@ queue_messages = Gauge(
 )
 lag_seconds = Gauge(
     "iiot_protocol_lag_seconds", "Age of the oldest message at its commit.", ["protocol"], multiprocess_mode="livemax"
-)
-connected = Gauge(
-    "iiot_protocol_connected", "Whether the adapter is connected.", ["protocol"], multiprocess_mode="livemin"
 )
 reconnects_total = Counter("iiot_protocol_reconnects_total", "Connections that failed or ended.", ["protocol"])
 
@@ -113,8 +111,10 @@ class Runner:
         self._done = threading.Event()
         self._finish_by = float("inf")
         self._failures = 0
+        self._lost_at: float | None = None
         self._times: dict[str, int] = {}
         self._orders: Orders | None = None
+        self._beat = Beat(name, self.stop)
         self._late_ms = late_after * 1000
         self._late = LateQueue(name)
         self._line = Line(name)
@@ -153,7 +153,11 @@ class Runner:
     def connected(self) -> None:
         """See `Inbox.connected`."""
         self._failures = 0
-        connected.labels(self.name).set(1)
+        if self._lost_at is not None and self._orders is not None:
+            outage = (self.name, time.monotonic() - self._lost_at)
+            threading.Thread(target=note_outage, args=outage, daemon=True).start()
+        self._lost_at = None
+        self._beat.tell(True)
         log.info("connected", protocol=self.name)
 
     def plant(self) -> Plant:
@@ -169,7 +173,8 @@ class Runner:
 
     def run(self, adapter: Adapter) -> None:
         """Keep the adapter connected until `stop` is set. AdapterError goes through to the caller."""
-        connected.labels(self.name).set(0)
+        self._beat.tell(False)
+        self._beat.start()
         self._line.is_free = getattr(adapter, "any_order", False)
         if isinstance(adapter, Commander):
             self._orders = Orders(self.name, adapter, self.stop)
@@ -179,14 +184,15 @@ class Runner:
                 try:
                     adapter.run(self, self.stop)
                 except ConnectionLost as error:
-                    connected.labels(self.name).set(0)
+                    self._beat.tell(False)
                     reconnects_total.labels(self.name).inc()
                     self._failures += 1
+                    self._lost_at = self._lost_at or time.monotonic()
                     pause = pause_after(self._failures)
                     log.warning("connection lost", protocol=self.name, reason=str(error), retry_in=round(pause, 2))
                     self.stop.wait(pause)
         finally:
-            connected.labels(self.name).set(0)
+            self._beat.tell(False)
             self.finish()
 
     # The writer's side.
@@ -307,7 +313,7 @@ class Runner:
         for place, message in enumerate(batch):
             if translate.is_no_news(message):
                 continue
-            event = translate.status_event(message) if message.kind == "status" else None
+            event = translate.status_event(message, self.name) if message.kind == "status" else None
             if event is not None:
                 events.append(event)
             elif message.kind == "result":

@@ -38,12 +38,12 @@ def incoming(message: Message, protocol: str) -> Incoming:
     )
 
 
-def status_event(message: Message) -> StatusEvent | None:
+def status_event(message: Message, protocol: str) -> StatusEvent | None:
     """What a status message says; None when it says nothing known."""
     word = message.payload.strip().lower()
     if word not in (b"online", b"offline"):
         return None
-    return StatusEvent(message.uid, word == b"online", "retained" if message.retained else "status")
+    return StatusEvent(message.uid, word == b"online", "retained" if message.retained else "status", protocol)
 
 
 def outcome(result: Result, child: str | None = None) -> Outcome:

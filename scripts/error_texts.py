@@ -28,6 +28,8 @@ MORE_PROBLEMS = {
     "account-disabled": "The account is switched off; an admin of the tenant can switch it on.",
     "command-finished": "The command is done, failed, expired or cancelled already; an answer changes nothing.",
     "command-state": "The command has gone on: it cannot become what was asked for.",
+    "not-replayable": "The refused message holds no measurements of its device alone: its device can send it again, people cannot.",
+    "payload-cut": "Of the refused message only the beginning was kept; it can be sent again with another payload alone.",
     "idempotency-key-reused": "The idempotency key of a command was used for another command of the device.",
     "busy": "A resume is under way on this connection; wait for its answer.",
     "email-taken": "The e-mail address belongs to an account already.",

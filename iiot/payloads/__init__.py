@@ -149,7 +149,10 @@ def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> P
         raise PayloadError("empty", "the message is an empty list: it holds no reading")
     if len(elements) > MAX_READINGS:
         raise PayloadError(
-            "too-many-readings", f"a message holds at most {MAX_READINGS} readings, split it", str(MAX_READINGS)
+            "too-many-readings",
+            f"a message holds at most {MAX_READINGS} readings, split it",
+            "readings_per_message",
+            MAX_READINGS,
         )
     for index, element in enumerate(elements):
         reader.read(index, element)

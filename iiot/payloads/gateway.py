@@ -63,7 +63,7 @@ def parse_children(payload: bytes, content_type: str | None, now_ms: int) -> dic
         readings += sum(len(values) for _, values in said.items) if isinstance(said, Parsed) else 0
         if readings > MAX_READINGS:
             reason = f"a message holds at most {MAX_READINGS} readings, split it"
-            raise PayloadError("too-many-readings", reason, str(MAX_READINGS))
+            raise PayloadError("too-many-readings", reason, "readings_per_message", MAX_READINGS)
     return parts
 
 

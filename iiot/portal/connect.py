@@ -1,6 +1,8 @@
-"""The commands a person pastes to make a device send: real addresses, and the token where it is known."""
+"""The commands a person pastes to make a device send: an entry for each protocol, with real addresses, and the token where it is known."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from flask import render_template, request
 
@@ -8,93 +10,130 @@ from iiot import config
 from iiot.config import Settings, split_bind
 from iiot.models import Device
 from iiot.portal import forms
-from iiot.services import credentials
+from iiot.services import adapters, credentials
 
 PLACEHOLDER = "YOUR_TOKEN"
 # What a server binds to when it listens on every address; no device can connect to it by that name.
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+READING = """'{"temperature": 21.5, "running": true}'"""
 
 
 @dataclass(frozen=True)
-class Example:
-    """One way to send a first reading."""
+class Snippet:
+    """Lines to paste, and how they are called."""
 
-    title: str
-    where: str
+    label: str
     text: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One protocol on the page. `name` is the adapter's; `off`: why it does not run and how to turn it on, empty where it runs."""
+
+    name: str
+    title: str
+    where: str = ""
+    snippets: tuple[Snippet, ...] = ()
     note: str = ""
+    off: str = ""
 
 
-def mqtt_address(settings: Settings, http_host: str) -> tuple[str, int]:
-    """Host and port of the broker as a device reaches it; one that listens everywhere is reached by the portal's own name."""
-    host, port = split_bind(settings.mqtt_public or settings.mqtt_bind)
-    return (http_host if host in EVERYWHERE else host), port
+@dataclass(frozen=True)
+class Place:
+    """Where the reader is, and as whom the device logs in. `running`: the adapters that are connected; None: nobody knows."""
+
+    settings: Settings
+    base_url: str
+    uid: str
+    token: str
+    user: str
+    running: frozenset[str] | None = None
+
+    @property
+    def base(self) -> str:
+        """The portal's address as devices reach it."""
+        return (self.settings.public_url or self.base_url).rstrip("/")
+
+    @property
+    def host(self) -> str:
+        """The portal's own name."""
+        return urlsplit(self.base).hostname or "127.0.0.1"
+
+    def address(self, name: str) -> tuple[str, int] | None:
+        """Host and port of a listener as devices reach it: `<name>_public`, else `<name>_bind` when somebody set it; the default alone says nothing.
+
+        A server that listens on every address is reached by the portal's own name.
+        """
+        settings = self.settings
+        bind = getattr(settings, f"{name}_public", None)
+        if bind is None and f"{name}_bind" in settings.model_fields_set:
+            bind = getattr(settings, f"{name}_bind")
+        if bind is None:
+            return None
+        host, port = split_bind(bind)
+        return (self.host if host in EVERYWHERE else host), port
+
+    def runs(self, name: str) -> bool:
+        """Whether the adapter is connected, or may be, as far as anybody knows."""
+        return self.running is None or name in self.running
 
 
-def examples(
-    settings: Settings, base_url: str, uid: str, token: str | None, user_name: str | None = None
-) -> list[Example]:
-    """Commands for the device `uid`; `base_url` is the portal as the reader's browser reaches it.
+def joined(address: tuple[str, int]) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    `user_name`: what the token logs in with at the broker, when it is not the uid. HTTP takes every token of the device with the uid.
-    """
-    base = (settings.public_url or base_url).rstrip("/")
-    web_host = base.partition("://")[2].partition("/")[0].rpartition(":")[0] or base
-    host, port = mqtt_address(settings, web_host)
-    word, user = token or PLACEHOLDER, user_name or uid
-    mqtt_note = (
-        "From the package mosquitto-clients. QoS 1: the broker keeps the message until the portal has stored it."
+
+# --- the protocols -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _mqtt(place: Place) -> Entry:
+    """The broker is there without the adapter as well: it keeps what devices send until the adapter is back."""
+    address = place.address("mqtt") or split_bind(place.settings.mqtt_bind)
+    snippets = [Snippet("MQTT", _mosquitto(place, address))]
+    if tls := place.address("mqtt_tls"):
+        snippets.append(Snippet("MQTT over TLS", _mosquitto(place, tls, "  --cafile server-ca.crt \\\n")))
+    if web := place.address("mqtt_ws"):
+        snippets.append(Snippet("MQTT over WebSocket", _mqtt_js(place, web)))
+    snippets.append(Snippet("Python", _paho(place, address)))
+    note = (
+        "mosquitto_pub is in the package mosquitto-clients. QoS 1: the broker keeps the message until the portal has stored it. "
+        "The Python program sends a reading every second; install its library with: pip install paho-mqtt"
     )
-    http_note = "The answer says how many readings were stored, and why any were not."
-    python_note = "Sends a reading every second. Install the library with: pip install paho-mqtt"
-    found = [
-        Example("MQTT", f"{host}:{port}", _mosquitto(host, port, uid, user, word), mqtt_note),
-        Example("HTTP", f"{base}/api/v1/telemetry", _curl(base, uid, word), http_note),
-        Example("Python", "paho-mqtt 2", _paho(host, port, uid, user, word), python_note),
-    ]
-    # Set by `up`, or by the operator who runs the adapter; the default alone says nothing about it.
-    if settings.coap_is_on and "coap_bind" in settings.model_fields_set:
-        found.insert(2, _coap(*split_bind(settings.coap_bind), web_host, uid, word))
-    return found
+    if tls:
+        note += ". server-ca.crt is in the folder pki of the data dir"
+    if web:
+        note += ". mqtt is the command of the npm package mqtt"
+    return Entry("mqtt", "MQTT", joined(address), tuple(snippets), f"{note}.")
 
 
-def _coap(host: str, port: int, web_host: str, uid: str, token: str) -> Example:
-    host = web_host.strip("[]") if host in EVERYWHERE else host
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    text = (
-        "coap-client-notls -m post -t json \\\n"
-        """  -e '{"temperature": 21.5, "running": true}' \\\n"""
-        f"  'coap://{address}/telemetry?uid={uid}&token={token}'"
-    )
-    note = "From the package libcoap3-bin. The answer 2.04 means stored. The token travels in plain text: for networks you trust."
-    return Example("CoAP", address, text, note)
-
-
-def _mosquitto(host: str, port: int, uid: str, user: str, token: str) -> str:
+def _mosquitto(place: Place, address: tuple[str, int], more: str = "") -> str:
     return (
-        f"mosquitto_pub -h {host} -p {port} -q 1 \\\n"
-        f"  -i {uid} -u {user} -P '{token}' \\\n"
-        f"  -t iiot/{uid}/up/telemetry \\\n"
-        """  -m '{"temperature": 21.5, "running": true}'"""
+        f"mosquitto_pub -h {address[0]} -p {address[1]} -q 1 \\\n{more}"
+        f"  -i {place.uid} -u {place.user} -P '{place.token}' \\\n"
+        f"  -t iiot/{place.uid}/up/telemetry \\\n"
+        f"  -m {READING}"
     )
 
 
-def _curl(base: str, uid: str, token: str) -> str:
+def _mqtt_js(place: Place, address: tuple[str, int]) -> str:
     return (
-        f"curl -u '{uid}:{token}' \\\n"
-        "  -H 'Content-Type: application/json' \\\n"
-        """  -d '{"temperature": 21.5, "running": true}' \\\n"""
-        f"  {base}/api/v1/telemetry"
+        f"mqtt pub -l ws -h {address[0]} -p {address[1]} -q 1 \\\n"
+        f"  -i {place.uid} -u {place.user} -P '{place.token}' \\\n"
+        f"  -t iiot/{place.uid}/up/telemetry \\\n"
+        f"  -m {READING}"
     )
 
 
-def _paho(host: str, port: int, uid: str, user: str, token: str) -> str:
+def _paho(place: Place, address: tuple[str, int]) -> str:
+    host, port = address
+    user = "uid" if place.user == place.uid else f'"{place.user}"'
     return f'''import json, random, time
 import paho.mqtt.client as mqtt
 
-uid, token = "{uid}", "{token}"
+uid, token = "{place.uid}", "{place.token}"
 client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=uid)
-client.username_pw_set({"uid" if user == uid else f'"{user}"'}, token)
+client.username_pw_set({user}, token)
 client.will_set(f"iiot/{{uid}}/up/status", "offline", qos=1, retain=True)
 client.connect("{host}", {port})
 client.loop_start()
@@ -105,20 +144,92 @@ while True:
     time.sleep(1)'''
 
 
+def _http(place: Place) -> Entry:
+    """The portal itself: it runs while the page is shown."""
+    where = f"{place.base}/api/v1/telemetry"
+    text = f"curl -u '{place.uid}:{place.token}' \\\n  -H 'Content-Type: application/json' \\\n  -d {READING} \\\n  {where}"
+    note = "The answer says how many readings were stored, and why any were not."
+    return Entry("http", "HTTP", where, (Snippet("HTTP", text),), note)
+
+
+def _coap(place: Place) -> Entry:
+    address = place.address("coap")
+    if not place.settings.coap_is_on:
+        off = (
+            "CoAP carries the token in plain text and is off. IIOT_COAP_PLAIN=true turns it on, in a network that protects it; "
+            "then start the adapter: python -m protocols run coap"
+        )
+        return Entry("coap", "CoAP", off=off)
+    if address is None or not place.runs("coap"):
+        off = "The adapter does not run. Set IIOT_COAP_BIND and start it: python -m protocols run coap"
+        return Entry("coap", "CoAP", off=off)
+    text = (
+        "coap-client-notls -m post -t json \\\n"
+        f"  -e {READING} \\\n"
+        f"  'coap://{joined(address)}/telemetry?uid={place.uid}&token={place.token}'"
+    )
+    note = "From the package libcoap3-bin. The answer 2.04 means stored. The token travels in plain text: for networks you trust."
+    return Entry("coap", "CoAP", joined(address), (Snippet("CoAP", text),), note)
+
+
+def _amqp(place: Place) -> Entry:
+    address = place.address("amqp")
+    if address is None and place.settings.amqp_url:
+        url = urlsplit(place.settings.amqp_url)
+        address = (url.hostname, url.port or 5672) if url.hostname else None
+    if address is None or place.running is None or "amqp" not in place.running:
+        off = "No RabbitMQ is connected. Install one, or set IIOT_AMQP_URL, and start the adapter: python -m protocols run amqp"
+        return Entry("amqp", "AMQP", off=off)
+    text = (
+        f"amqp-publish --url='amqp://{place.uid}:{place.token}@{joined(address)}/' \\\n"
+        f"  -e iiot -r telemetry.{place.uid} -C application/json \\\n"
+        f"  -b {READING}"
+    )
+    note = "From the package amqp-tools. The broker keeps the message until the portal has stored it."
+    return Entry("amqp", "AMQP", joined(address), (Snippet("AMQP", text),), note)
+
+
+def _opcua(place: Place) -> Entry:
+    if place.running is None or "opcua" not in place.running:
+        off = "The server does not run. Start it: python -m protocols run opcua"
+        return Entry("opcua", "OPC UA", off=off)
+    url = f"opc.tcp://{joined(place.address('opcua') or split_bind(place.settings.opcua_bind))}/iiot"
+    text = (
+        f"uals --url {url} \\\n  --security Basic256Sha256,SignAndEncrypt,client-cert.pem,client-key.pem \\\n"
+        "  --user YOUR_EMAIL --password 'YOUR_PASSWORD' \\\n"
+        "  --nodeid i=85 --path 0:Objects,2:Devices --depth 2"
+    )
+    note = (
+        "For SCADA programs that read: they sign in as a person of this portal or with an API key, encrypted, with a certificate of their own, "
+        f"and find this device's signals as ns=2;s={place.uid}/<signal>. uals is in the Python package asyncua."
+    )
+    return Entry("opcua", "OPC UA", url, (Snippet("OPC UA", text),), note)
+
+
+# In this order on the page. One that is added here is on it.
+PROTOCOLS: tuple[Callable[[Place], Entry], ...] = (_mqtt, _http, _coap, _amqp, _opcua)
+
+
+def entries(place: Place) -> list[Entry]:
+    """An entry for every protocol: commands where it runs, and how to turn it on where it does not."""
+    return [make(place) for make in PROTOCOLS]
+
+
 def page(device: Device, issued: credentials.Issued | None = None, token: str | None = None) -> str:
     """The Connect tab. With a token just made (`issued`, or `token` of a new device) it is shown, and the browser gives the page its own address,
     so that a reload sends no form."""
     token = issued.token if issued else token
-    user_name = issued.user_name if issued else device.uid
-    found = examples(config.load(), request.host_url, device.uid, token, user_name)
+    # HTTP, CoAP and AMQP take every token of the device with its uid; the MQTT broker knows the later ones by names of their own.
+    user = issued.user_name if issued else device.uid
+    place = Place(config.load(), request.host_url, device.uid, token or PLACEHOLDER, user, adapters.running())
     return render_template(
         "device_connect.html",
         tab="connect",
         device=device,
         token=token,
-        user_name=user_name,
+        user_name=user,
         kept_others=issued is not None and issued.credential.slot != 1,
-        examples=found,
+        entries=entries(place),
         placeholder=PLACEHOLDER,
         address=f"/devices/{device.uid}/connect" if token else None,
         ends=forms.ENDS,

@@ -70,10 +70,12 @@ def _list_values(ctx: web.Context, given: dict[str, str], device: str | None = N
     with tenancy.work(ctx.scope) as db:
         row = None if device is None else devices.get(db, device)
         found = rejections.search(db, filters, PER_PAGE, position)
+        heads = rejections.heads(db, found.items)
         known = rejections.kinds(db)
     return {
         "device": row,
         "found": found,
+        "heads": heads,
         "given": given,
         "codes": known.codes,
         "protocols": known.protocols,

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from iiot import auth, broker, cache, clock, ids, rabbitmq, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound
 from iiot.models import Credential, Device, Tenant
-from iiot.services import audit
+from iiot.services import audit, presence
 from iiot.services.names import check_name
 
 log = structlog.get_logger(__name__)
@@ -102,6 +102,8 @@ def replace(db: Session, device: Device, wanted: Wanted) -> Issued:
     before = {"credentials": [row.uid for row in former]}
     audit.record(db, "credential.replace", ("device", device.uid), before=before, after=_noted(issued.credential))
     tenancy.after_commit(db, cache.forget_everywhere)
+    if former:
+        presence.shut_out(db, device, "token-replaced")
     for user in (broker.user_name(device.uid, row.slot) for row in former if row.slot != 1):
         _remove_login(db, device.uid, user)
     return issued
@@ -132,6 +134,11 @@ def revoke(db: Session, device: Device, uid: str) -> None:
     row.revoked_at = clock.now()
     db.flush()
     audit.record(db, "credential.revoke", ("device", device.uid), before=_noted(row))
+    now = clock.now()
+    if any(not _has_expired(other, now) for other in _not_revoked(db, device)):
+        presence.note(db, device, "token-revoked")
+    else:
+        presence.shut_out(db, device, "token-revoked")
     tenancy.after_commit(db, cache.forget_everywhere)
     _remove_login(db, device.uid, broker.user_name(device.uid, row.slot))
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased, selectinload
 from iiot import broker, cache, clock, ids, metrics, rabbitmq, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound, Problem
 from iiot.models import Device, Signal, Site
-from iiot.services import audit, certificates, credentials, quotas, roles, sites
+from iiot.services import audit, certificates, credentials, presence, quotas, roles, sites
 from iiot.services.listing import Found, Wanted, escape_like, find
 from iiot.services.names import check_name
 from iiot.tenancy import ScopedSession
@@ -313,6 +313,8 @@ def locked(db: Session, uid: str) -> Device:
 
 def _announce_enabled(db: Session, device: Device) -> None:
     uid, enabled = device.uid, device.enabled
+    if not enabled:
+        presence.shut_out(db, device, "device-disabled")
     tenancy.after_commit(db, cache.forget_everywhere)
     credentials.tell_broker(db, "set_enabled", uid, lambda: broker.set_enabled(uid, enabled))
     (certificates.let_in if enabled else certificates.shut_out)(db, device)

@@ -110,7 +110,9 @@ def _activity(db: Session) -> list[Activity]:
     refusals = select(literal(None), RejectedMessage.device_id, RejectedMessage.received_at, RejectedMessage.reason)
     events = [
         *db.execute(
-            connections.where(ConnectionEvent.at >= recent).order_by(ConnectionEvent.id.desc()).limit(ACTIVITY)
+            connections.where(ConnectionEvent.at >= recent, ConnectionEvent.kind == "state")
+            .order_by(ConnectionEvent.id.desc())
+            .limit(ACTIVITY)
         ),
         *db.execute(
             refusals.where(RejectedMessage.received_at >= recent).order_by(RejectedMessage.id.desc()).limit(ACTIVITY)

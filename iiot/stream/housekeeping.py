@@ -47,6 +47,12 @@ _OLD_REJECTED = sql(
     "DELETE FROM iiot.rejected_message WHERE (tenant_id, id) IN "
     "(SELECT tenant_id, id FROM iiot.rejected_message WHERE received_at < :before LIMIT :n)"
 )
+# The payload is kept up to 256 KiB; its true size is known without reading it.
+_TOO_MUCH_REJECTED = sql(
+    "DELETE FROM iiot.rejected_message WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM ("
+    "SELECT tenant_id, id, sum(least(size, 262144)) OVER (PARTITION BY tenant_id ORDER BY id DESC) AS kept FROM iiot.rejected_message"
+    ") AS summed WHERE kept > :most LIMIT :n)"
+)
 _OLD_CONNECTIONS = sql(
     "DELETE FROM iiot.connection_event WHERE (tenant_id, id) IN "
     "(SELECT tenant_id, id FROM iiot.connection_event WHERE at < :before LIMIT :n)"
@@ -58,6 +64,23 @@ _OLD_COMMANDS = sql(
 _SILENT = sql(
     "UPDATE iiot.device d SET status = 'offline' FROM iiot.tenant t WHERE t.id = d.tenant_id AND d.status = 'online' "
     "AND NOT d.tells_status AND d.last_seen_at < :before RETURNING d.tenant_id, d.id, d.uid, t.uid, d.last_seen_at"
+)
+# A token that expired longer ago says nothing: the device may have come back by another way.
+_SHUT_OUT = sql(
+    """
+    WITH gone AS (
+        SELECT d.tenant_id, d.id, t.uid AS tenant_uid, CASE
+            WHEN NOT d.enabled THEN 'device-disabled' WHEN t.status <> 'active' THEN 'tenant-' || t.status ELSE 'token-expired' END AS reason
+        FROM iiot.device d JOIN iiot.tenant t ON t.id = d.tenant_id
+        WHERE d.status = 'online' AND (NOT d.enabled OR t.status <> 'active' OR (
+            EXISTS (SELECT FROM iiot.credential c WHERE c.tenant_id = d.tenant_id AND c.device_id = d.id AND c.revoked_at IS NULL
+                    AND c.expires_at BETWEEN now() - interval '30 seconds' AND now())
+            AND NOT EXISTS (SELECT FROM iiot.credential c WHERE c.tenant_id = d.tenant_id AND c.device_id = d.id
+                            AND c.revoked_at IS NULL AND (c.expires_at IS NULL OR c.expires_at > now()))))
+    )
+    UPDATE iiot.device d SET status = 'offline' FROM gone WHERE d.tenant_id = gone.tenant_id AND d.id = gone.id AND d.status = 'online'
+    RETURNING d.tenant_id, d.id, d.uid, gone.tenant_uid, d.last_seen_at, gone.reason
+    """
 )
 
 
@@ -111,6 +134,13 @@ def remove_rejected(db: Session) -> bool:
     return _chunk(db, _OLD_REJECTED, config.load().rejected_retention_days)
 
 
+def limit_rejected(db: Session) -> bool:
+    """A tenant's rejected messages have a size; beyond it the oldest go, so that a broken device cannot fill the disk."""
+    most = config.load().rejected_megabytes * 1024 * 1024
+    result = db.execute(_TOO_MUCH_REJECTED, {"most": most, "n": CHUNK})
+    return bool(result.rowcount == CHUNK)  # type: ignore[attr-defined]
+
+
 def remove_connection_events(db: Session) -> bool:
     """Connection events are kept as long as readings."""
     return _chunk(db, _OLD_CONNECTIONS, config.load().telemetry_retention_days)
@@ -132,9 +162,20 @@ def mark_silent(db: Session) -> None:
     if lag(db, "latest").seconds > min(after / 2, 30):
         return
     silent = db.execute(_SILENT, {"before": clock.now() - timedelta(seconds=after)}).all()
-    latest.record_transitions(db, [(row[0], row[1]) for row in silent], online=False, reason="silence")
+    gone = [(row[0], row[1], None) for row in silent]
+    latest.record_transitions(db, gone, online=False, reason="silence", detail=f"for {after} s")
     for _, _, uid, tenant_uid, last_seen_at in silent:
         latest.announce(db, tenant_uid, uid, "offline", last_seen_at)
+
+
+def mark_shut_out(db: Session) -> None:
+    """Devices that can no longer be connected are offline: disabled ones, those of suspended tenants, those whose last token has just expired."""
+    found = db.execute(_SHUT_OUT).all()
+    for reason in {row.reason for row in found}:
+        gone = [(row.tenant_id, row.id, None) for row in found if row.reason == reason]
+        latest.record_transitions(db, gone, online=False, reason=reason)
+    for row in found:
+        latest.announce(db, row.tenant_uid, row.uid, "offline", row.last_seen_at)
 
 
 def _sums(_db: Session) -> None:
@@ -169,10 +210,12 @@ def duties() -> Iterator[Duty]:
     yield Duty("sessions", 3600, remove_sessions)
     yield Duty("links", 3600, remove_links)
     yield Duty("rejected", 3600, remove_rejected)
+    yield Duty("rejected-size", 600, limit_rejected)
     yield Duty("connection-events", 3600, remove_connection_events)
     yield Duty("old-commands", 3600, remove_commands)
     yield Duty("commands", 1, commands.expire)
     yield Duty("silence", 10, mark_silent)
+    yield Duty("shut-out", 10, mark_shut_out)
     yield Duty("rollups", 30, _sums)
     yield Duty("requests", 30, metering.store)
     yield Duty("tenants", 600, erasure.purge)

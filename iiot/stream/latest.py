@@ -1,5 +1,6 @@
 """The tailer that keeps the newest reading of every signal, and when each device was last heard."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,8 @@ from iiot.tenancy import sql
 
 # A device's row is written at most this often while it keeps sending.
 SEEN_SECONDS = 5.0
+# The protocol of readings that people send again, see services.rejections.
+REPLAY = "replay"
 
 # Sorted, so that the rows of one page of the index are touched together. The strict comparison keeps the first of equal timestamps.
 _UPSERT = sql(
@@ -36,9 +39,9 @@ _SEEN = sql(
     "RETURNING d.tenant_id, d.id, d.uid, d.status, before.status AS before, d.last_seen_at"
 )
 _EVENT = sql(
-    "INSERT INTO iiot.connection_event (tenant_id, device_id, online, reason) "
-    "SELECT u.tenant_id, u.device_id, :online, :reason FROM unnest(CAST(:tenants AS integer[]), CAST(:ids AS integer[])) "
-    "AS u (tenant_id, device_id)"
+    "INSERT INTO iiot.connection_event (tenant_id, device_id, online, reason, protocol, detail) "
+    "SELECT u.tenant_id, u.device_id, :online, :reason, u.protocol, :detail "
+    "FROM unnest(CAST(:tenants AS integer[]), CAST(:ids AS integer[]), CAST(:protocols AS text[])) AS u (tenant_id, device_id, protocol)"
 )
 
 
@@ -80,15 +83,21 @@ class LatestEffect:
         )
 
     def _mark_seen(self, db: Session, readings: Readings, devices: npt.NDArray[np.int32]) -> None:
-        """Coalesced: the newest arrival per device of this batch, and only for devices not written lately."""
-        arrivals = np.array([row.created_at.timestamp() for row in readings.rows])[readings.row]
+        """Coalesced: the newest arrival per device of this batch, and only for devices not written lately.
+
+        What people send again for a device says nothing about its connection.
+        """
+        came = np.array([row.protocol != REPLAY for row in readings.rows])[readings.row]
+        rows, devices = readings.row[came], devices[came]
+        arrivals = np.array([row.created_at.timestamp() for row in readings.rows])[rows]
         order = np.lexsort((arrivals, devices))
-        last = np.flatnonzero(np.append(np.diff(devices[order]) != 0, True)) if len(order) else order
+        last = order[np.flatnonzero(np.append(np.diff(devices[order]) != 0, True))] if len(order) else order
         due = [
             (device_id, at)
-            for device_id, at in zip(devices[order][last].tolist(), arrivals[order][last].tolist(), strict=True)
+            for device_id, at in zip(devices[last].tolist(), arrivals[last].tolist(), strict=True)
             if device_id > 0 and at - self._seen.get(device_id, 0.0) >= SEEN_SECONDS
         ]
+        protocols = dict(zip(devices[last].tolist(), (readings.rows[row].protocol for row in rows[last]), strict=True))
         if not due:
             return
         entries = self._directory.devices
@@ -98,7 +107,8 @@ class LatestEffect:
             "at": literal([at for _, at in due]),
         }
         changed = [row for row in db.execute(_SEEN, parameters) if row.status != row.before]
-        record_transitions(db, [(row.tenant_id, row.id) for row in changed], online=True, reason="telemetry")
+        came_online = [(row.tenant_id, row.id, protocols[row.id]) for row in changed]
+        record_transitions(db, came_online, online=True, reason="telemetry")
         tenants = {entries[row.id].tenant_id: entries[row.id].tenant_uid for row in changed}
         for row in changed:
             announce(db, tenants[row.tenant_id], row.uid, "online", row.last_seen_at)
@@ -121,11 +131,14 @@ def literal(values: list[Any]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
 
 
-def record_transitions(db: Session, devices: list[tuple[int, int]], *, online: bool, reason: str) -> None:
-    """Note for (tenant id, device id) pairs that they came online or went offline, and why."""
+def record_transitions(
+    db: Session, devices: Sequence[tuple[int, int, str | None]], *, online: bool, reason: str, detail: str = ""
+) -> None:
+    """Note for (tenant id, device id, protocol) that they came online or went offline, and why."""
     if devices:
-        tenants, ids = literal([tenant for tenant, _ in devices]), literal([id_ for _, id_ in devices])
-        db.execute(_EVENT, {"tenants": tenants, "ids": ids, "online": online, "reason": reason})
+        tenants, ids, protocols = (list(column) for column in zip(*devices, strict=True))
+        given = {"tenants": tenants, "ids": ids, "protocols": protocols}
+        db.execute(_EVENT, given | {"online": online, "reason": reason, "detail": detail})
 
 
 def announce(db: Session, tenant_uid: str, device_uid: str, status: str, last_seen_at: datetime | None) -> None:

@@ -7,9 +7,11 @@ that was not yet readable then is sent to it, and every older one is in the data
 import time
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy.orm import Session
 
 from iiot import events
+from iiot.services.batchlog import Readings
 from iiot.services.directory import DeviceEntry, Directory, telemetry
 from iiot.stream.log import Batch
 from iiot.tenancy import sql
@@ -49,8 +51,13 @@ class LiveEffect:
             return
         chosen = np.isin(device_ids, list(heard))
         cursor = str(batch.after)
+        protocols = _protocols(readings, device_ids, chosen)
         events.publish_all(
-            (room, "telemetry", {"device_id": device.uid, "readings": shape, "cursor": cursor})
+            (
+                room,
+                "telemetry",
+                {"device_id": device.uid, "readings": shape, "cursor": cursor, "protocol": protocols[device.id]},
+            )
             for device, shape, _ in telemetry(self._directory, readings, device_ids, chosen)
             for room in heard[device.id]
         )
@@ -65,3 +72,11 @@ class LiveEffect:
         if unknown:
             self._tenant_ids.update({uid: id_ for id_, uid in db.execute(_TENANTS, {"uids": list(unknown)})})
         return {self._tenant_ids[uid] for uid in uids if uid in self._tenant_ids}
+
+
+def _protocols(
+    readings: Readings, device_ids: npt.NDArray[np.int32], chosen: npt.NDArray[np.bool_]
+) -> dict[int, str | None]:
+    """Device id → the protocol over which its newest readings came."""
+    pairs = np.unique(device_ids[chosen].astype(np.int64) << 32 | readings.row[chosen])
+    return {int(pair >> 32): readings.rows[int(pair & 0xFFFFFFFF)].protocol for pair in pairs}

@@ -21,7 +21,7 @@ from flask_jwt_extended.exceptions import JWTExtendedException
 from iiot import auth, cache, clock, ids, metrics, tenancy
 from iiot.config import Settings
 from iiot.errors import Forbidden, Problem, Unauthorized
-from iiot.services import api_keys, credentials, sessions
+from iiot.services import api_keys, credentials, refused_logins, sessions
 from iiot.web import limits
 
 ISSUER = "iiot-portal"
@@ -216,11 +216,13 @@ def thing(_app: Flask) -> auth.Principal:
         try:
             with tenancy.work(tenancy.system("device-sign-in")) as db:
                 proof = credentials.authenticate(db, uid, token)
-        except Forbidden as error:
-            if error.code == "device-disabled":
+        except Forbidden as refused:
+            if refused.code == "device-disabled":
                 metrics.device_logins.labels("disabled").inc()
+            refused_logins.note(uid, "http", refused.code, address)
             raise
         if proof is None:
+            refused_logins.note(uid, "http", "unauthorized", address)
             failed()
             failed_here()
             metrics.device_logins.labels("wrong").inc()

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from iiot import tenancy
+from iiot import config, tenancy
 from iiot.services import devices
 from iiot.services.ingest import Incoming, ingest
+from iiot.stream import housekeeping
 from tests import factories
 from tests.api.conftest import Make, Person, Thing, check_problem, make_thing
 
@@ -239,3 +240,18 @@ def test_a_replay_leaves_no_trace_of_a_connection(admin: Person, thing: Thing) -
         admin.tenant.tenant_id,
     )
     assert logged == [("replay", True)]
+
+
+def test_a_broken_device_cannot_fill_the_disk(
+    admin: Person, thing: Thing, person: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = person()
+    for number in range(7):
+        ingest([factories.refused(thing.uid, payload=bytes([48 + number]) * 250_000)])
+    ingest([factories.refused(make_thing(other.tenant).uid, payload=b"x" * 250_000)])
+    monkeypatch.setattr(housekeeping.config, "load", lambda: config.read(rejected_megabytes=1))
+    with tenancy.work(tenancy.system("stream")) as db:
+        assert not housekeeping.limit_rejected(db)
+    monkeypatch.undo()
+    assert [each["payload"][0] for each in listed(admin)] == ["6", "5", "4", "3"]
+    assert len(listed(other)) == 1

@@ -67,6 +67,7 @@ def furnished(account: Account) -> dict[str, Any]:
     )
     with pytest.raises(Exception, match="HTTP"):
         account.send(device, b"not json at all " * 20)
+    device["rejected"] = account.call("GET", f"/rejected?device={device['id']}")["items"][0]["id"]
     path, own = f"/devices/{device['id']}/commands", (device["id"], device["token"])
     for number in range(5):
         account.call(
@@ -83,7 +84,10 @@ def furnished(account: Account) -> dict[str, Any]:
 
 def paths(device: dict[str, Any]) -> list[str]:
     uid = device["id"]
-    tabs = [f"/devices/{uid}{tab}" for tab in ("", "/connect", "/chart", "/commands", "/rejected", "/settings")]
+    tabs = [
+        f"/devices/{uid}{tab}"
+        for tab in ("", "/connect", "/chart", "/commands", "/connections", "/rejected", "/settings")
+    ]
     return [
         "/",
         "/devices",
@@ -92,6 +96,9 @@ def paths(device: dict[str, Any]) -> list[str]:
         "/password",
         "/audit",
         "/audit?q=nothing-has-this-text",
+        "/rejected",
+        "/rejected?code=nothing-has-this-code",
+        f"/rejected/{device['rejected']}",
         "/devices/unknown",
         "/usage",
         "/settings",

@@ -51,41 +51,72 @@ def test_every_static_file_has_an_address_that_carries_the_version() -> None:
     assert render.asset("css/app.css") == f"/assets/{render.assets_version()}/css/app.css"
 
 
-def _examples(token: str | None, base: str = "http://portal.example:8080/", **fields: Any) -> list[connect.Example]:
-    return connect.examples(config.read(_env_file=None, **fields), base, "u" * 26, token)
+def _entries(
+    token: str = connect.PLACEHOLDER,
+    base: str = "http://portal.example:8080/",
+    running: frozenset[str] | None = None,
+    **fields: Any,
+) -> dict[str, connect.Entry]:
+    uid = "u" * 26
+    place = connect.Place(config.read(_env_file=None, **fields), base, uid, token, uid, running)
+    return {entry.name: entry for entry in connect.entries(place)}
 
 
-def test_commands_carry_real_addresses_and_the_token() -> None:
-    mqtt, http, python = _examples("secret-token", mqtt_bind="127.0.0.1:1884")
+ALL = frozenset({"mqtt", "coap", "amqp", "opcua"})
+
+
+def test_commands_carry_the_real_addresses_and_the_token() -> None:
+    found = _entries("secret-token", mqtt_bind="127.0.0.1:1884")
+    mqtt, python = found["mqtt"].snippets
     assert "mosquitto_pub -h 127.0.0.1 -p 1884 -q 1" in mqtt.text
     assert f"-i {'u' * 26} -u {'u' * 26} -P 'secret-token'" in mqtt.text
-    assert "http://portal.example:8080/api/v1/telemetry" in http.text
+    assert "http://portal.example:8080/api/v1/telemetry" in found["http"].snippets[0].text
     assert 'client.connect("127.0.0.1", 1884)' in python.text
     compile(python.text, "example", "exec")
 
 
 def test_without_a_token_the_place_for_it_is_shown() -> None:
-    assert all(connect.PLACEHOLDER in example.text for example in _examples(None))
+    found = _entries(running=ALL, coap_bind="127.0.0.1:5699", amqp_url="amqp://a:b@rabbit:5673/")
+    for name in ("mqtt", "http", "coap", "amqp"):
+        assert found[name].snippets
+        assert all(connect.PLACEHOLDER in each.text for each in found[name].snippets), name
 
 
 def test_a_broker_that_listens_everywhere_is_reached_by_the_portals_name() -> None:
-    mqtt = _examples(None, mqtt_bind="0.0.0.0:1883")[0]
-    assert "-h portal.example -p 1883" in mqtt.text
-    public = _examples(
-        None, base="https://inside/", public_url="https://portal.example", mqtt_public="mqtt.example:8883"
-    )
-    assert "-h mqtt.example -p 8883" in public[0].text
-    assert "https://portal.example/api/v1/telemetry" in public[1].text
+    assert "-h portal.example -p 1883" in _entries(mqtt_bind="0.0.0.0:1883")["mqtt"].snippets[0].text
+    public = _entries(base="https://inside/", public_url="https://portal.example", mqtt_public="mqtt.example:8883")
+    assert "-h mqtt.example -p 8883" in public["mqtt"].snippets[0].text
+    assert "https://portal.example/api/v1/telemetry" in public["http"].snippets[0].text
 
 
 def test_coap_is_shown_when_its_address_is_known() -> None:
-    titles = [example.title for example in _examples(None)]
-    assert titles == ["MQTT", "HTTP", "Python"]
-    coap = _examples("secret-token", coap_bind="127.0.0.1:5699")[2]
+    assert "protocols run coap" in _entries()["coap"].off
+    coap = _entries("secret-token", coap_bind="127.0.0.1:5699")["coap"].snippets[0]
     assert f"'coap://127.0.0.1:5699/telemetry?uid={'u' * 26}&token=secret-token'" in coap.text
-    everywhere = _examples(None, coap_bind="[::]:5683", base="http://[2001:db8::1]:8080/")[2]
-    assert "coap://[2001:db8::1]:5683/telemetry" in everywhere.text
-    assert len(_examples(None, coap_bind="127.0.0.1:5699", coap_plain=False)) == 3
+    everywhere = _entries(coap_bind="[::]:5683", base="http://[2001:db8::1]:8080/")["coap"]
+    assert "coap://[2001:db8::1]:5683/telemetry" in everywhere.snippets[0].text
+    public = _entries(coap_public="coap.example:5683")["coap"]
+    assert public.where == "coap.example:5683"
+    assert "IIOT_COAP_PLAIN" in _entries(coap_bind="127.0.0.1:5699", coap_plain=False)["coap"].off
+
+
+def test_a_protocol_that_does_not_run_says_how_to_turn_it_on() -> None:
+    found = _entries(running=frozenset({"mqtt"}), coap_bind="127.0.0.1:5699", amqp_url="amqp://a:b@rabbit/")
+    assert list(found) == ["mqtt", "http", "coap", "amqp", "opcua"]
+    for name in ("coap", "amqp", "opcua"):
+        assert f"python -m protocols run {name}" in found[name].off
+        assert not found[name].snippets
+    assert not found["mqtt"].off
+    assert not found["http"].off
+
+
+def test_amqp_and_opc_ua_are_shown_while_their_adapters_run() -> None:
+    found = _entries("secret-token", running=ALL, amqp_url="amqp://adapter:hidden@rabbit.example:5673/")
+    text = found["amqp"].snippets[0].text
+    assert f"--url='amqp://{'u' * 26}:secret-token@rabbit.example:5673/'" in text
+    assert f"-e iiot -r telemetry.{'u' * 26}" in text
+    assert "hidden" not in text
+    assert found["opcua"].where == "opc.tcp://127.0.0.1:4840/iiot"
 
 
 def test_errors_belong_to_the_field_they_speak_of() -> None:

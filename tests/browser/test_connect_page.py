@@ -1,0 +1,73 @@
+"""The Connect page: its commands work as they stand there, and the protocol that brought the first message turns green."""
+
+import re
+import shutil
+import subprocess
+from urllib.error import HTTPError
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import Account
+from tests.services import eventually, missing
+
+PROGRAMS = {"MQTT": "mosquitto_pub", "HTTP": "curl", "CoAP": "coap-client-notls", "AMQP": "amqp-publish"}
+PACKAGES = {"MQTT": "mosquitto-clients", "HTTP": "curl", "CoAP": "libcoap3-bin", "AMQP": "amqp-tools"}
+
+
+def card(page: Page, title: str) -> Locator:
+    return page.get_by_role("region", name=title, exact=True)
+
+
+def paste(text: str) -> None:
+    """Run what was copied in a shell, as a person does."""
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, (text, done.stdout, done.stderr)
+
+
+def test_the_commands_work_as_they_are_shown_and_turn_their_protocol_green(page: Page, account: Account) -> None:
+    page.goto("/devices")
+    page.get_by_role("button", name="Add device").first.click()
+    page.get_by_label("Name").fill("Pasted")
+    page.get_by_role("dialog").get_by_role("button", name="Add device").click()
+    expect(page.get_by_text("Waiting for the first message")).to_be_visible()
+    page.locator("iiot-live[data-state=live]").wait_for(state="attached")
+    for title, program in PROGRAMS.items():
+        if title == "AMQP" and card(page, title).locator("pre").count() == 0:
+            expect(card(page, title)).to_contain_text("protocols run amqp")
+            continue
+        if shutil.which(program) is None:
+            missing(f"{program} (apt-get install {PACKAGES[title]})")
+        arrived = card(page, title).locator("[data-protocol]")
+        expect(arrived).to_be_hidden()
+        paste(card(page, title).get_by_label(title, exact=True).locator("code").inner_text())
+        expect(arrived).to_have_text(re.compile(r"Received \d\d:\d\d:\d\d"))
+        expect(page.locator("[data-detail]")).to_contain_text(f"over {title} at")
+    expect(page.get_by_text("Connected", exact=True)).to_be_visible()
+    uid = page.url.split("/")[-2]
+    history = account.call("GET", f"/devices/{uid}/connections")["items"]
+    assert (history[-1]["reason"], history[-1]["protocol"]) == ("telemetry", "mqtt")
+    page.get_by_role("link", name="Connections").click()
+    expect(page.locator(".feed li").last).to_contain_text("It sent readings")
+
+
+def test_protocols_that_do_not_run_say_how_to_turn_them_on(page: Page, account: Account) -> None:
+    device = account.add_device("Unplugged")
+    page.goto(f"/devices/{device['id']}/connect")
+    for title in ("MQTT", "HTTP", "CoAP", "AMQP", "OPC UA"):
+        shown = card(page, title)
+        expect(shown).to_have_count(1)
+        assert shown.locator("pre").count() or "protocols run" in shown.inner_text(), title
+
+
+def test_the_history_of_a_device_is_shown(page: Page, account: Account) -> None:
+    device = account.add_device("Guarded")
+    path = f"/devices/{device['id']}/connections"
+    page.goto(path)
+    expect(page.get_by_text("It was never connected")).to_be_visible()
+    with pytest.raises(HTTPError):
+        account.call("POST", "/telemetry", {"t": 1}, (device["id"], "wrong"))
+    eventually(lambda: account.call("GET", path)["items"], 30)
+    page.reload()
+    expect(page.locator(".feed li")).to_contain_text("A wrong token was offered from 127.0.0.1")
+    expect(page.locator(".feed .state")).to_have_text("Refused")
