@@ -29,7 +29,7 @@ LEFT = timedelta(days=60)
 
 def amend(add: Collection[int] = (), drop: Collection[int] = ()) -> None:
     """Put serial numbers on the list, take others off, and tell the broker."""
-    pki = authority.ours()
+    pki = _ready()
     with pki.locked():
         before, _ = _read()
         entries = {serial: at for serial, at in before.items() if serial not in drop}
@@ -39,7 +39,7 @@ def amend(add: Collection[int] = (), drop: Collection[int] = ()) -> None:
 
 def reconcile(db: Session) -> bool:
     """Compare the list with the database and mend it; True when it was written. `db`: scope "provision"."""
-    pki = authority.ours()
+    pki = _ready()
     rows = db.execute(
         select(DeviceCertificate.serial, DeviceCertificate.revoked_at, Device.enabled, Tenant.status)
         .join(Device, (Device.tenant_id == DeviceCertificate.tenant_id) & (Device.id == DeviceCertificate.device_id))
@@ -58,6 +58,13 @@ def reconcile(db: Session) -> bool:
         _publish(pki, entries)
     log.info("the list of revoked certificates was written anew", entries=len(entries))
     return True
+
+
+def _ready() -> authority.Pki:
+    """Our authorities, of which the one for devices exists: making it takes the lock, too."""
+    pki = authority.ours()
+    pki.authority("device")
+    return pki
 
 
 def _read() -> tuple[dict[int, datetime], datetime | None]:
