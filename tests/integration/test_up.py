@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -71,6 +72,28 @@ def test_it_gets_ready_and_says_where_everything_is(stack: Stack) -> None:
     with socket.create_connection((run["mqtt"]["host"], run["mqtt"]["port"]), timeout=5):
         pass
     assert set(stack.children()) == CHILDREN
+
+
+def test_the_broker_listens_over_tls_and_for_browsers(stack: Stack) -> None:
+    mqtt = stack.run["mqtt"]
+    trusting = ssl.create_default_context(cafile=mqtt["ca_file"])
+    for name in ("tls_port", "cert_port"):
+        with socket.create_connection((mqtt["host"], mqtt[name]), timeout=10) as plain:
+            if name == "cert_port":
+                # Without a certificate of a device the handshake ends (TLS 1.3 says so at the first answer).
+                with pytest.raises(OSError), trusting.wrap_socket(plain, server_hostname="localhost") as secured:  # noqa: PT012
+                    secured.sendall(b"\x10\x00")
+                    if not secured.recv(1):
+                        raise ConnectionResetError
+            else:
+                with trusting.wrap_socket(plain, server_hostname="localhost") as secured:
+                    assert secured.version() in ("TLSv1.2", "TLSv1.3")
+    with socket.create_connection((mqtt["host"], mqtt["ws_port"]), timeout=10) as browser:
+        browser.sendall(
+            b"GET /mqtt HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"
+        )
+        assert b" 101 " in browser.recv(4096)
 
 
 def test_the_coap_adapter_answers(stack: Stack) -> None:
