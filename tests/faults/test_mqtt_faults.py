@@ -127,6 +127,7 @@ class Ledger(threading.Thread):
         self.sent: dict[int, list[int]] = {device.device_id: [] for device in devices}
         self.acknowledged: dict[int, set[int]] = {device.device_id: set() for device in devices}
         self.devices = devices
+        self.pace = threading.Event()
         self.clients = [self._client(broker, device) for device in devices]
         self.start()
 
@@ -154,7 +155,7 @@ class Ledger(threading.Thread):
             client.publish(f"iiot/{device.uid}/up/telemetry", payload, qos=1)
             ahead = start + number / RATE - time.monotonic()
             if ahead > 0.005:
-                time.sleep(ahead)
+                self.pace.wait(ahead)
 
     @property
     def count(self) -> int:
