@@ -41,11 +41,22 @@ def reconcile(db: Session) -> bool:
     """Compare the list with the database and mend it; True when it was written. `db`: scope "provision"."""
     pki = _ready()
     rows = db.execute(
-        select(DeviceCertificate.serial, DeviceCertificate.revoked_at, Device.enabled, Tenant.status)
+        select(
+            DeviceCertificate.serial,
+            DeviceCertificate.revoked_at,
+            DeviceCertificate.expires_at,
+            Device.enabled,
+            Tenant.status,
+        )
         .join(Device, (Device.tenant_id == DeviceCertificate.tenant_id) & (Device.id == DeviceCertificate.device_id))
         .join(Tenant, Tenant.id == Device.tenant_id)
     ).all()
-    known = {int(serial, 16): (at, enabled and status != "deleting") for serial, at, enabled, status in rows}
+    now = clock.now()
+    # One that has ended needs no entry: it is known and may stand off the list.
+    known = {
+        int(serial, 16): (None if ends <= now else at, ends <= now or (enabled and status != "deleting"))
+        for serial, at, ends, enabled, status in rows
+    }
     with pki.locked():
         before, until = _read()
         oldest = clock.now() - LONGEST

@@ -7,7 +7,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from flask import Flask
 
-from iiot.services import authority
+from iiot.services import authority, certificates
 from tests import factories
 from tests.api.conftest import Make, Person, check_problem, make_thing
 from tests.api.sides import Caller, caller
@@ -63,6 +63,17 @@ def test_a_device_has_five_valid_ones_at_most(admin: Person) -> None:
     check_problem(admin.post(f"/devices/{thing.uid}/certificates"), 409, "too-many-certificates")
     factories.rows("UPDATE iiot.device_certificate SET expires_at = now() WHERE uid = %s", uids[2])
     assert [each["is_expired"] for each in listed(admin, thing.uid)] == [False, False, True, False, False]
+    issue(admin, thing.uid)
+
+
+def test_the_list_of_revoked_ones_cannot_be_filled(admin: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificates, "MOST_REVOKED", 2)
+    thing = make_thing(admin.tenant)
+    for _ in range(2):
+        made = issue(admin, thing.uid)
+        assert admin.delete(f"/devices/{thing.uid}/certificates/{made['id']}").status_code == 204
+    check_problem(admin.post(f"/devices/{thing.uid}/certificates"), 409, "too-many-certificates")
+    factories.rows("UPDATE iiot.device_certificate SET expires_at = now() WHERE uid = %s", made["id"])
     issue(admin, thing.uid)
 
 

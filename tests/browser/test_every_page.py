@@ -83,7 +83,10 @@ def furnished(account: Account) -> dict[str, Any]:
 
 def paths(device: dict[str, Any]) -> list[str]:
     uid = device["id"]
-    tabs = [f"/devices/{uid}{tab}" for tab in ("", "/connect", "/chart", "/commands", "/rejected", "/settings", "/certificates")]
+    tabs = [
+        f"/devices/{uid}{tab}"
+        for tab in ("", "/connect", "/chart", "/commands", "/rejected", "/settings", "/certificates")
+    ]
     return [
         "/",
         "/devices",
