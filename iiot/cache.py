@@ -53,6 +53,11 @@ def forget_everywhere() -> None:
     _stamp().change()
 
 
+def revocations() -> bytes:
+    """A value that changes when something is revoked on this machine. Take it before reading what will be remembered."""
+    return _stamp().read()
+
+
 class Memory(Generic[Key, Value]):
     """A bounded dictionary whose entries live for `seconds` at most and never survive `forget_everywhere()`."""
 
@@ -88,4 +93,4 @@ class Memory(Generic[Key, Value]):
 
     def mark(self) -> bytes:
         """The state of revocations now: take it before reading what will be put."""
-        return _stamp().read()
+        return revocations()

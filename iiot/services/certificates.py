@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from iiot import broker, clock, config, ids
@@ -19,6 +19,8 @@ from iiot.services import audit, authority, credentials, revocations
 from iiot.services.names import check_name
 
 MOST = 5
+# So many of one device may be on the list of revoked ones, which all brokers' handshakes look through.
+MOST_REVOKED = 100
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ def issue(db: Session, device: Device, wanted: Wanted) -> Issued:
         raise Invalid("The certificate is not valid.", [{"loc": ["body", "days"], "msg": f"1 to {most} days"}])
     if sum(not has_ended(row) for row in list_all(db, device)) >= MOST:
         raise Conflict(f"A device has at most {MOST} certificates. Revoke one first.", "too-many-certificates")
+    if _revoked(db, device) >= MOST_REVOKED:
+        raise Conflict(
+            f"{MOST_REVOKED} certificates of this device were revoked before their end. Wait until some have ended.",
+            "too-many-certificates",
+        )
     own = authority.new_key() if wanted.csr is None else None
     key = own.public_key() if own is not None else authority.read_request(wanted.csr or "")
     pki, uid = authority.ours(), ids.new_uid()
@@ -133,6 +140,13 @@ def _shut_out(db: Session, device: Device, rows: list[DeviceCertificate]) -> Non
 def _remove_logins(users: Iterable[str]) -> None:
     for user in users:
         broker.remove_login(user)
+
+
+def _revoked(db: Session, device: Device) -> int:
+    """How many were revoked and would still be valid."""
+    ours = (DeviceCertificate.device_id == device.id, DeviceCertificate.revoked_at.is_not(None))
+    statement = select(func.count()).select_from(DeviceCertificate)
+    return db.scalar(statement.where(*ours, DeviceCertificate.expires_at > clock.now())) or 0
 
 
 def _serials(rows: Iterable[DeviceCertificate]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Who a uid is: tenant, device and its signals, from a cache that is never older than `MAX_AGE` seconds.
+"""Who a uid is: tenant, device and its signals, from a cache that is never older than `MAX_AGE` seconds or the last revocation on this machine.
 
 Telemetry has no foreign key, so this is the guard: a reading is only ever stored under the tenant and the signal found here.
 """
@@ -12,6 +12,7 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from iiot import cache
 from iiot.models import Device, Quota, Signal, Tenant, UsageDay
 
 MAX_AGE = 3.0
@@ -66,11 +67,16 @@ class Resolver:
     def __init__(self) -> None:
         self._known: dict[str, Resolved] = {}
         self._budgets: dict[str, Budget] = {}
+        self._revocations = b""
 
     def resolve(self, db: Session, uids: Iterable[str]) -> dict[str, Resolved]:
         """uid → device for the uids that exist; what is missing or old is loaded in bulk."""
         now = time.monotonic()
         known = self._known
+        revocations = cache.revocations()
+        if revocations != self._revocations:
+            known.clear()
+            self._revocations = revocations
         wanted = set(uids)
         stale = [uid for uid in wanted if (entry := known.get(uid)) is None or now - entry.loaded_at > MAX_AGE]
         if stale:

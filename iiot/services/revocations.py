@@ -29,7 +29,7 @@ LEFT = timedelta(days=60)
 
 def amend(add: Collection[int] = (), drop: Collection[int] = ()) -> None:
     """Put serial numbers on the list, take others off, and tell the broker."""
-    pki = authority.ours()
+    pki = _ready()
     with pki.locked():
         before, _ = _read()
         entries = {serial: at for serial, at in before.items() if serial not in drop}
@@ -39,13 +39,24 @@ def amend(add: Collection[int] = (), drop: Collection[int] = ()) -> None:
 
 def reconcile(db: Session) -> bool:
     """Compare the list with the database and mend it; True when it was written. `db`: scope "provision"."""
-    pki = authority.ours()
+    pki = _ready()
     rows = db.execute(
-        select(DeviceCertificate.serial, DeviceCertificate.revoked_at, Device.enabled, Tenant.status)
+        select(
+            DeviceCertificate.serial,
+            DeviceCertificate.revoked_at,
+            DeviceCertificate.expires_at,
+            Device.enabled,
+            Tenant.status,
+        )
         .join(Device, (Device.tenant_id == DeviceCertificate.tenant_id) & (Device.id == DeviceCertificate.device_id))
         .join(Tenant, Tenant.id == Device.tenant_id)
     ).all()
-    known = {int(serial, 16): (at, enabled and status != "deleting") for serial, at, enabled, status in rows}
+    now = clock.now()
+    # One that has ended needs no entry: it is known and may stand off the list.
+    known = {
+        int(serial, 16): (None if ends <= now else at, ends <= now or (enabled and status != "deleting"))
+        for serial, at, ends, enabled, status in rows
+    }
     with pki.locked():
         before, until = _read()
         oldest = clock.now() - LONGEST
@@ -58,6 +69,13 @@ def reconcile(db: Session) -> bool:
         _publish(pki, entries)
     log.info("the list of revoked certificates was written anew", entries=len(entries))
     return True
+
+
+def _ready() -> authority.Pki:
+    """Our authorities, of which the one for devices exists: making it takes the lock, too."""
+    pki = authority.ours()
+    pki.authority("device")
+    return pki
 
 
 def _read() -> tuple[dict[int, datetime], datetime | None]:

@@ -35,7 +35,7 @@ CODES = {
     "conflict": "The request contradicts what is stored.",
     "not-for-keys": "Passwords, sessions and second factors belong to people: API keys are refused here.",
     "own-command": "Whoever asked for a command cannot approve it.",
-    "too-many-certificates": "A device has at most five valid certificates at once; revoke one first.",
+    "too-many-certificates": "A device has at most five valid certificates at once, and a hundred revoked ones that have not ended.",
     "too-many-credentials": "A device has at most five credentials at once; revoke one first.",
     "precondition-failed": "Somebody changed it since you read it: read again, then repeat the change.",
     "precondition-required": "Send If-Match with the ETag you read.",

@@ -86,7 +86,17 @@ def paths(device: dict[str, Any]) -> list[str]:
     uid = device["id"]
     tabs = [
         f"/devices/{uid}{tab}"
-        for tab in ("", "/connect", "/chart", "/commands", "/connections", "/rejected", "/settings")
+        for tab in (
+            "",
+            "/connect",
+            "/chart",
+            "/commands",
+            "/connections",
+            "/rejected",
+            "/settings",
+            "/certificates",
+            "/oscore",
+        )
     ]
     return [
         "/",

@@ -1,6 +1,12 @@
-"""Kill tests: 10,000 QoS 1 messages, something dies in the middle, and every message is stored once."""
+"""Kill tests: QoS 1 messages, something dies in the middle, and every message is stored once.
 
+As many as go: 10,000 in one burst while adapter, database or broker die or restart. Paced: 2,000 messages a second for IIOT_FAULT_SECONDS (6 unless
+set, 120 at most) while broker and database are killed, with a ledger of what the broker acknowledged.
+"""
+
+import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +20,10 @@ from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
 from tests.services import MosquittoServer, PostgresServer, eventually
 
 MESSAGES = 10_000
+RATE = 2_000
+SECONDS = min(120, int(os.environ.get("IIOT_FAULT_SECONDS", "6")))
+# From the kill until everything that was acknowledged is stored.
+RECOVERED_SECONDS = 30.0
 
 
 class Publisher(threading.Thread):
@@ -104,3 +114,98 @@ def test_the_adapter_is_stopped_and_started_in_the_middle(
     assert running.stop() == 0
     running.start()
     stored_once(device, publisher)
+
+
+class Ledger(threading.Thread):
+    """Four devices that send RATE readings a second together, and what the broker has acknowledged of them.
+
+    Each reading has a number and a time of its own. What was not acknowledged when the broker died is sent again, as MQTT asks.
+    """
+
+    def __init__(self, broker: MosquittoServer, devices: list[Device]) -> None:
+        super().__init__(daemon=True)
+        self.sent: dict[int, list[int]] = {device.device_id: [] for device in devices}
+        self.acknowledged: dict[int, set[int]] = {device.device_id: set() for device in devices}
+        self.devices = devices
+        self.pace = threading.Event()
+        self.clients = [self._client(broker, device) for device in devices]
+        self.start()
+
+    def _client(self, broker: MosquittoServer, device: Device) -> Client:
+        client = Client(CallbackAPIVersion.VERSION2, device.uid, clean_session=False)
+        client.username_pw_set(device.uid, device.token)
+        client.max_inflight_messages_set(1_000)
+        client.max_queued_messages_set(0)
+        client.reconnect_delay_set(1, 1)
+        numbers, acknowledged = self.sent[device.device_id], self.acknowledged[device.device_id]
+        # Message ids count up from one with what is published; a client here sends less than 65,536.
+        client.on_publish = lambda _c, _u, mid, _code, _p: acknowledged.add(numbers[mid - 1])
+        client.connect(broker.host, broker.port)
+        client.loop_start()
+        return client
+
+    def run(self) -> None:
+        """Publish at the pace, whatever happens to the broker."""
+        start, moment = time.monotonic(), clock.now_ms() - 10 * 60_000
+        for number in range(RATE * SECONDS):
+            place = number % len(self.devices)
+            device, client = self.devices[place], self.clients[place]
+            self.sent[device.device_id].append(number)
+            payload = b'{"ts":%d,"values":{"n":%d}}' % (moment + number, number)
+            client.publish(f"iiot/{device.uid}/up/telemetry", payload, qos=1)
+            ahead = start + number / RATE - time.monotonic()
+            if ahead > 0.005:
+                self.pace.wait(ahead)
+
+    @property
+    def count(self) -> int:
+        """How many were acknowledged so far."""
+        return sum(len(each) for each in self.acknowledged.values())
+
+    def finish(self) -> None:
+        """Wait until all was sent and acknowledged."""
+        self.join(SECONDS + 120)
+        eventually(lambda: self.count == RATE * SECONDS, 60, 0.1)
+        for client in self.clients:
+            client.disconnect()
+            client.loop_stop()
+
+
+def _check(ledger: Ledger, since: float) -> None:
+    """What was acknowledged is stored once, at the latest RECOVERED_SECONDS after the fault."""
+    ledger.finish()
+    left = max(1.0, since + RECOVERED_SECONDS + SECONDS - time.monotonic())
+    eventually(lambda: sum(device.readings for device in ledger.devices) >= RATE * SECONDS, left, 0.2)
+    for device in ledger.devices:
+        expected = {float(number) for number in ledger.acknowledged[device.device_id]}
+        assert expected - device.values == set(), "lost"
+        assert device.readings == len(expected), "twice"
+        assert device.rejections == []
+
+
+@pytest.fixture
+def ledger(running: AdapterProcess, mosquitto: MosquittoServer, settings: Settings) -> Ledger:
+    tenant = factories.make_tenant()
+    return Ledger(mosquitto, [Device(tenant, f"pump {number}") for number in range(4)])
+
+
+def test_the_broker_is_killed_under_two_thousand_messages_a_second(
+    running: AdapterProcess, mosquitto: MosquittoServer, ledger: Ledger
+) -> None:
+    eventually(lambda: ledger.count > RATE, 30)
+    before = running.connections
+    mosquitto.kill()
+    killed = time.monotonic()
+    mosquitto.start()
+    eventually(lambda: running.reconnected(before), RECOVERED_SECONDS)
+    _check(ledger, killed)
+
+
+def test_the_database_is_killed_under_two_thousand_messages_a_second(
+    running: AdapterProcess, mosquitto: MosquittoServer, ledger: Ledger, postgres: PostgresServer
+) -> None:
+    eventually(lambda: ledger.count > RATE, 30)
+    postgres.kill()
+    killed = time.monotonic()
+    postgres.start()
+    _check(ledger, killed)

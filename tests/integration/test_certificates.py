@@ -325,3 +325,20 @@ def test_bad_requests_are_refused(pump: Device) -> None:
     for text in ("", "hello", "é" * 20, broken, weak, small, good * 100):
         with pytest.raises(Invalid):
             authority.read_request(text)
+
+
+def test_the_first_entry_of_the_list_makes_the_authority(settings: Settings, folder: Path) -> None:
+    """As at the first start: there is neither an authority nor a list yet."""
+    fresh = settings.model_copy(
+        update={"pki_dir": folder / "pki", "mqtt_crl_file": folder / "broker" / "devices.crl", "mqtt_pid_file": None}
+    )
+    with services.active(fresh):
+        with tenancy.work(tenancy.system("provision")) as db:
+            revocations.reconcile(db)
+        revocations.amend([17])
+        found = x509.load_pem_x509_crl(fresh.crl_file.read_bytes())
+    assert 17 in {each.serial_number for each in found}
+    ca = x509.load_pem_x509_certificate((folder / "pki" / "device-ca.crt").read_bytes())
+    key = ca.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert found.is_signature_valid(key)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -71,6 +72,30 @@ def test_it_gets_ready_and_says_where_everything_is(stack: Stack) -> None:
     with socket.create_connection((run["mqtt"]["host"], run["mqtt"]["port"]), timeout=5):
         pass
     assert set(stack.children()) == CHILDREN
+
+
+def serves_strangers(mqtt: dict[str, Any], name: str) -> bool:
+    """Whether a client without a certificate gets an answer there over TLS, from a broker that proves itself."""
+    trusting = ssl.create_default_context(cafile=mqtt["ca_file"])
+    with socket.create_connection((mqtt["host"], mqtt[name]), timeout=10) as plain:
+        try:
+            with trusting.wrap_socket(plain, server_hostname="localhost") as secured:
+                secured.sendall(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x0a\x00\x04test")
+                return bool(secured.recv(4))
+        except OSError:
+            return False
+
+
+def test_the_broker_listens_over_tls_and_for_browsers(stack: Stack) -> None:
+    mqtt = stack.run["mqtt"]
+    assert serves_strangers(mqtt, "tls_port")
+    assert not serves_strangers(mqtt, "cert_port")
+    with socket.create_connection((mqtt["host"], mqtt["ws_port"]), timeout=10) as browser:
+        browser.sendall(
+            b"GET /mqtt HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"
+        )
+        assert b" 101 " in browser.recv(4096)
 
 
 def test_the_coap_adapter_answers(stack: Stack) -> None:

@@ -95,6 +95,25 @@ def test_a_new_user_gets_from_an_empty_data_dir_to_a_live_reading(fresh: service
     _, raw = visitor.call("GET", f"/devices/{device['id']}/telemetry?keys=temperature,pressure")
     assert [[value for _, value in raw[key]] for key in ("temperature", "pressure")] == [[21.5], [1.25]]
     assert visitor.call("GET", f"/devices/{device['id']}")[1]["status"] == "online"
+    _send_with_a_certificate(visitor, run, device["id"], fresh.data_dir.parent)
+    services.eventually(lambda: latest()["temperature"] == 33.5, 30)
+
+
+def _send_with_a_certificate(visitor: Visitor, run: dict[str, Any], uid: str, folder: Path) -> None:
+    """The portal makes it, mosquitto_pub uses it; revoked, it opens nothing."""
+    status, made = visitor.call("POST", f"/devices/{uid}/certificates", {"name": "first"})
+    assert status == 201, made
+    assert made["broker_ca"] == Path(run["mqtt"]["ca_file"]).read_text()
+    files = {"cert": folder / "walk.crt", "key": folder / "walk.key"}
+    files["cert"].write_text(made["certificate"])
+    files["key"].write_text(made["private_key"])
+    where = ["-h", run["mqtt"]["host"], "-p", str(run["mqtt"]["cert_port"]), "--cafile", run["mqtt"]["ca_file"]]
+    who = ["--cert", str(files["cert"]), "--key", str(files["key"]), "-i", uid]
+    what = ["-q", "1", "-t", f"iiot/{uid}/up/telemetry", "-m", '{"temperature": 33.5}']
+    command = ["mosquitto_pub", *where, *who, *what]
+    assert subprocess.run(command, check=False, timeout=30, capture_output=True).returncode == 0
+    assert visitor.call("DELETE", f"/devices/{uid}/certificates/{made['id']}")[0] == 204
+    assert subprocess.run(command, check=False, timeout=30, capture_output=True).returncode != 0
 
 
 def _listen(visitor: Visitor, device_id: str) -> tuple[list[dict[str, Any]], socketio.Client]:

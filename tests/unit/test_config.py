@@ -196,6 +196,7 @@ def test_a_whole_production_is_accepted(env: Any) -> None:
         ({"HTTP_BIND": "0.0.0.0:5002"}, "IIOT_HTTP_BIND listens in plain text off loopback"),
         ({"HTTP_BIND": "[::]:5002"}, "IIOT_HTTP_BIND listens in plain text off loopback"),
         ({"MQTT_BIND": "192.168.1.1:1883"}, "IIOT_MQTT_BIND listens in plain text off loopback"),
+        ({"MQTT_WS_BIND": "0.0.0.0:9001"}, "IIOT_MQTT_WS_BIND listens in plain text off loopback"),
         ({"METRICS_BIND": "0.0.0.0:9464"}, "IIOT_METRICS_BIND listens in plain text off loopback"),
     ],
 )
