@@ -137,6 +137,15 @@ def front_end() -> None:
             VENDOR.mkdir(parents=True, exist_ok=True)
 
 
+def foreign_clients() -> None:
+    """Other people's clients from npm, each with an environment of its own in its folder."""
+    for lock in sorted((ROOT / "tests" / "foreign").glob("*/package-lock.json")):
+        folder = lock.parent
+        with stamped(folder / ".setup", digest(lock), f"Installing {folder.name} for the tests") as needed:
+            if needed:
+                run([*npm_command(), "ci", "--prefix", str(folder), "--no-audit", "--no-fund", "--loglevel=error"])
+
+
 def root_prefix() -> list[str] | None:
     """How to run a program as root without asking anybody; None when that is not possible."""
     if os.geteuid() == 0:
@@ -235,6 +244,7 @@ def main() -> int:
         broker()
         if "--tests" in sys.argv:
             test_programs()
+            foreign_clients()
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -123,6 +123,7 @@ def test_no_answer_to_a_stranger_is_larger_than_what_was_sent(server: Server, pu
     fresh = Protected(server, issued)
     liar = Protected(server, issued, secret=b"x" * 16)
     unknown = Protected(server, issue(pump))
+    liar.raw.mid, unknown.raw.mid = 200, 300
     unknown.side.sender_id = b"\x09"
     with fresh, liar, unknown, server.raw() as raw:
         datagrams = {
