@@ -3,10 +3,11 @@
     python -m bench.coap_load <folder>      reads <folder>/load.json, prints one JSON object
 
 `load.json`: {"host", "port", "seconds", "window", "requests": [[code, path, [queries], content format or null, payload], …]}, one request
-per client, which has a socket of its own. A payload may hold `%d`, which is replaced by a number that never repeats. Answers are taken in the
-acknowledgement or separately (RFC 7252 section 5.2); what is not answered in three seconds is sent again.
+per client, which has a socket of its own. `%d` in a payload is replaced by a number of its own, which may be a time in milliseconds. Answers are
+taken in the acknowledgement or separately (RFC 7252 section 5.2); what is not answered in three seconds is sent again.
 """
 
+import contextlib
 import json
 import selectors
 import socket
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-EMPTY = 0
+EMPTY, CHANGED = 0, 68
 RESEND_SECONDS = 3.0
 
 
@@ -48,18 +49,24 @@ class Client:
         self.tail = options(path, queries, content_format) + b"\xff"
         self.payload = payload.encode()
         self.window = window
-        self.number = 0
-        self.waiting: dict[bytes, tuple[float, bytes]] = {}
+        # Numbers are times of the last hour, one millisecond apart.
+        self.number = self.first = int(time.time() * 1000) - 3_600_000
+        self.waiting: dict[bytes, tuple[float, bytes, int]] = {}
+        self.confirmed: list[int] = []
         self.codes: dict[int, int] = {}
 
     def fill(self, now: float) -> None:
         """Send until the window is full."""
         while len(self.waiting) < self.window:
-            self.number = (self.number + 1) & 0xFFFF
-            mid = struct.pack("!H", self.number)
-            payload = self.payload.replace(b"%d", str(time.time_ns() // 1000).encode())
-            datagram = self.head + mid + mid + self.tail + payload
-            self.waiting[mid] = (now, datagram)
+            self.number += 1
+            mid = struct.pack("!H", (self.number - self.first) & 0xFFFF)
+            datagram = self.head + mid + mid + self.tail + self.payload.replace(b"%d", str(self.number).encode())
+            self.waiting[mid] = (now, datagram, self.number)
+            self._send(datagram)
+
+    def _send(self, datagram: bytes) -> None:
+        # Nobody may be listening for a while: then it is sent again.
+        with contextlib.suppress(OSError):
             self.socket.send(datagram)
 
     def read(self, now: float) -> int:
@@ -70,21 +77,26 @@ class Client:
                 data = self.socket.recv(2048)
             except BlockingIOError:
                 return answered
+            except OSError:
+                continue
             kind, code, mid = data[0] >> 4 & 3, data[1], data[2:4]
             if code == EMPTY:
                 continue
             if kind == 0:
-                self.socket.send(b"\x60\x00" + mid)
-            if self.waiting.pop(data[4:6], None) is not None:
+                self._send(b"\x60\x00" + mid)
+            waited = self.waiting.pop(data[4:6], None)
+            if waited is not None:
                 self.codes[code] = self.codes.get(code, 0) + 1
                 answered += 1
+                if code == CHANGED:
+                    self.confirmed.append(waited[2])
 
     def resend(self, now: float) -> None:
         """Send again what was not answered."""
-        for mid, (sent, datagram) in list(self.waiting.items()):
+        for mid, (sent, datagram, number) in list(self.waiting.items()):
             if now - sent > RESEND_SECONDS:
-                self.waiting[mid] = (now, datagram)
-                self.socket.send(datagram)
+                self.waiting[mid] = (now, datagram, number)
+                self._send(datagram)
 
 
 def run(load: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ function send (method, pathname, options, payload) {
   return new Promise((resolve, reject) => {
     const request = coap.request({ host, port: Number(port), method, pathname, query, ...options })
     if (payload !== undefined) request.setOption('Content-Format', 'application/json')
+    if (payload !== undefined && payload.length > 1024) request.setOption('Block1', Buffer.of(6))
     request.on('response', resolve)
     request.on('error', reject)
     request.end(payload)
