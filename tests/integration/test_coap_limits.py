@@ -78,7 +78,7 @@ def test_who_was_here_before_is_not_locked_out_by_others(limited: Server) -> Non
     with limited.raw() as raw:
         assert raw.ask(codes.POST, limited.uri("telemetry", pump), b'{"a":1}').code == codes.CHANGED
         assert fail(raw, limited, pump, FAILURES_OF_DEVICE + 1).code == codes.TOO_MANY_REQUESTS
-        # Beyond the second and a half for which a proof is remembered.
+        # Beyond the second for which a proof is remembered.
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             assert raw.ask(codes.POST, limited.uri("telemetry", pump), b'{"a":2}').code in (
