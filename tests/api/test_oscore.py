@@ -26,7 +26,7 @@ def test_a_key_is_shown_once_listed_without_its_secret_and_revoked(admin: Person
     assert key["master_secret"] not in listed.get_data(as_text=True)
     assert admin.delete(f"/devices/{thing.uid}/oscore/{key['id']}").status_code == 204
     assert admin.get(f"/devices/{thing.uid}/oscore").get_json()["items"] == []
-    check_problem(admin.delete(f"/devices/{thing.uid}/oscore/{key["id"]}"), 404, "not-found")
+    check_problem(admin.delete(f"/devices/{thing.uid}/oscore/{key['id']}"), 404, "not-found")
     actions = factories.rows("SELECT action FROM iiot.audit WHERE object_uid = %s ORDER BY seq", thing.uid)
     assert [action for (action,) in actions][-2:] == ["oscore.create", "oscore.revoke"]
 
