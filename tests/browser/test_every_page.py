@@ -67,6 +67,7 @@ def furnished(account: Account) -> dict[str, Any]:
     )
     with pytest.raises(Exception, match="HTTP"):
         account.send(device, b"not json at all " * 20)
+    account.call("POST", f"/devices/{device['id']}/oscore", {"name": "A key with a long name " + "x" * 60})
     path, own = f"/devices/{device['id']}/commands", (device["id"], device["token"])
     for number in range(5):
         account.call(
@@ -83,7 +84,9 @@ def furnished(account: Account) -> dict[str, Any]:
 
 def paths(device: dict[str, Any]) -> list[str]:
     uid = device["id"]
-    tabs = [f"/devices/{uid}{tab}" for tab in ("", "/connect", "/chart", "/commands", "/rejected", "/settings")]
+    tabs = [
+        f"/devices/{uid}{tab}" for tab in ("", "/connect", "/oscore", "/chart", "/commands", "/rejected", "/settings")
+    ]
     return [
         "/",
         "/devices",
