@@ -208,7 +208,7 @@ class Inbox(Protocol):
         failures are counted per source. Codes: `unauthorized` (an unknown device reads like a
         wrong token), `device-disabled`, `tenant-suspended`, `tenant-deleting`; with `retry_after` in seconds
         `rate-limited` (too many failures of this source, or of this device from it) and `unavailable` (the database is
-        away). A proof is remembered for a second and a half at most, and not beyond a revocation. A token that has
+        away). A proof is remembered for a second after the database was last asked, and not beyond a revocation. A token that has
         worked here before is not slowed down by the failures of others. It blocks: an adapter with an event loop calls
         it from a thread.
         """

@@ -44,17 +44,25 @@ class Guard:
     def stranger(self, request: Any) -> Refusal | None:
         """Count a request of somebody who has proved nothing yet; why it is refused, or None."""
         wait = self._strangers.take(self.source(request))
-        return _refusal("source_rate", SOURCE_RATE, SOURCE_BURST, "requests of this address", wait) if wait else None
+        return (
+            _refusal("requests_per_second", SOURCE_RATE, SOURCE_BURST, "requests of this address", wait)
+            if wait
+            else None
+        )
 
     def request(self, uid: str) -> Refusal | None:
         """Count a request of a device."""
         wait = self._requests.take(uid)
-        return _refusal("source_rate", SOURCE_RATE, SOURCE_BURST, "requests of this device", wait) if wait else None
+        return (
+            _refusal("requests_per_second", SOURCE_RATE, SOURCE_BURST, "requests of this device", wait)
+            if wait
+            else None
+        )
 
     def message(self, uid: str) -> Refusal | None:
         """Count a whole message of a device."""
         wait = self._messages.take(uid)
-        return _refusal("device_rate", self.rate, self.burst, "messages of this device", wait) if wait else None
+        return _refusal("messages_per_second", self.rate, self.burst, "messages of this device", wait) if wait else None
 
     def echo(self, remote: Any) -> bytes:
         """What the sender at `remote` shall send back to prove that it is there (RFC 9175 section 2)."""

@@ -38,9 +38,11 @@ from protocols.coap_questions import Questions
 
 TICK_SECONDS: Final = 0.1
 LEAVE_SECONDS: Final = 2.0
-# Requests being answered, and messages waiting for their commit; more are told to come back. Strangers have fewer places.
-MOST_AT_ONCE: Final = 1_000
-MOST_STRANGERS: Final = 200
+# Messages waiting for their commit, and requests waiting for an answer of the database; more are told to come back. Strangers
+# have half of the places: after a restart every device is one.
+MOST_WAITING: Final = 1_000
+MOST_ASKING: Final = 2_000
+MOST_STRANGERS: Final = 1_000
 # After so long without a commit the device is told to come back; what it sent may be stored all the same.
 ANSWER_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 5
@@ -128,7 +130,7 @@ class Server:
         request = exchange.request
         path, code = tuple(request.opt.uri_path), request.code
         try:
-            if self.leaving or len(self.tasks) > MOST_AT_ONCE:
+            if self.leaving or len(self.tasks) > MOST_ASKING:
                 raise Refused(codes.SERVICE_UNAVAILABLE, "too much at once", max_age=RETRY_SECONDS)
             check_options(request)
             if path == ("telemetry",):
@@ -227,7 +229,7 @@ class Server:
 
     def _store(self, exchange: Exchange, message: Message) -> None:
         """Hand the message over; `_settle` is called after its commit."""
-        if self.leaving or self.waiting >= MOST_AT_ONCE:
+        if self.leaving or self.waiting >= MOST_WAITING:
             text = "too many messages wait for the database"
             raise Refused(codes.SERVICE_UNAVAILABLE, text, known=True, max_age=RETRY_SECONDS)
         self.waiting += 1

@@ -62,7 +62,8 @@ class Manager(MessageManager):  # type: ignore[misc]
             order.append((now + LIFETIME_SECONDS, key))
             return False
         answer = recent[key]
-        if message.mtype is CON and answer is not None:
+        # Another token is another request: whoever forges addresses shall not call up a longer answer with a short one.
+        if message.mtype is CON and answer is not None and answer[4 : 4 + len(message.token)] in (b"", message.token):
             message.remote.send(answer)
         return True
 

@@ -11,18 +11,21 @@ import hashlib
 import math
 import secrets
 import time
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter
 
-from iiot import auth, cache, clock, tenancy
+from iiot import auth, clock, tenancy
 from iiot.errors import Forbidden, NotFound
 from iiot.services import command_delivery, credentials, devices, oscore, refused_logins
 from protocols.base import Order, Proved, Refusal, SharedKey
 from protocols.buckets import Buckets
+from protocols.renewal import Renewed
 
-REMEMBER_SECONDS: Final = 1.5
+REMEMBER_SECONDS: Final = 1.0
 # As over HTTP: failures a minute of one device from one source, and of one source alone.
 FAILURES_OF_DEVICE: Final = 20
 FAILURES_OF_SOURCE: Final = 120
@@ -62,13 +65,34 @@ def _limited(wait: float, of_source: float) -> Refusal:
     return Refusal("rate-limited", reason, name, seconds, allowed=f"{most} failures a minute")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Proof:
+    """A device with the time (seconds since the epoch) when its token ends by itself, and the token's keyed hash."""
+
+    device: Proved
+    until: float
+    token_hash: str
+
+
+def _open_tokens(proofs: Collection[_Proof]) -> list[_Proof]:
+    with tenancy.work(tenancy.system("device-sign-in")) as db:
+        found = credentials.still_open(db, [each.token_hash for each in proofs])
+    return [each for each in proofs if each.token_hash in found]
+
+
+def _open_keys(keys: Collection[SharedKey]) -> list[SharedKey]:
+    with tenancy.work(tenancy.system("device-sign-in")) as db:
+        found = oscore.still_open(db, [each.kid for each in keys])
+    return [each for each in keys if each.kid in found and each.refused is None]
+
+
 class Devices:
     """The devices of all tenants, for one adapter. May be used from any thread."""
 
     def __init__(self, protocol: str) -> None:
         self.protocol = protocol
-        self._proved: cache.Memory[tuple[str, str], tuple[Proved, float]] = cache.Memory(REMEMBER_SECONDS)
-        self._keys: cache.Memory[bytes, SharedKey] = cache.Memory(REMEMBER_SECONDS)
+        self._proved: Renewed[tuple[str, str], _Proof] = Renewed(REMEMBER_SECONDS, _open_tokens)
+        self._keys: Renewed[bytes, SharedKey] = Renewed(REMEMBER_SECONDS, _open_keys)
         self._failures = Buckets(FAILURES_OF_DEVICE / 60, FAILURES_OF_DEVICE)
         self._failures_of_source = Buckets(FAILURES_OF_SOURCE / 60, FAILURES_OF_SOURCE)
         self._salt = secrets.token_bytes(16)
@@ -77,7 +101,7 @@ class Devices:
     def recall(self, uid: str, token: str) -> Proved | None:
         """See `Inbox.recall`."""
         remembered = self._proved.get((uid, token))
-        return remembered[0] if remembered is not None and remembered[1] > time.time() else None
+        return remembered.device if remembered is not None and remembered.until > time.time() else None
 
     def knows(self, uid: str, token: str) -> bool:
         """See `Inbox.knows`."""
@@ -115,7 +139,7 @@ class Devices:
         self._worked[print_] = None
         proved = Proved(uid, proof.principal)
         until = math.inf if proof.until is None else proof.until.timestamp()
-        self._proved.put((uid, token), (proved, until), mark)
+        self._proved.put((uid, token), _Proof(proved, until, auth.device_token_hash(token)), mark)
         return proved
 
     def recall_key(self, kid: bytes) -> SharedKey | None:

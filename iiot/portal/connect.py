@@ -154,15 +154,15 @@ def _http(place: Place) -> Entry:
 
 def _coap(place: Place) -> Entry:
     address = place.address("coap")
-    if not place.settings.coap_is_on:
-        off = (
-            "CoAP carries the token in plain text and is off. IIOT_COAP_PLAIN=true turns it on, in a network that protects it; "
-            "then start the adapter: python -m protocols run coap"
-        )
-        return Entry("coap", "CoAP", off=off)
     if address is None or not place.runs("coap"):
         off = "The adapter does not run. Set IIOT_COAP_BIND and start it: python -m protocols run coap"
         return Entry("coap", "CoAP", off=off)
+    if not place.settings.coap_is_on:
+        note = (
+            "The server takes OSCORE alone: make a key below. Tokens in plain text are off; IIOT_COAP_PLAIN=true allows them, for a network "
+            "that protects them."
+        )
+        return Entry("coap", "CoAP", joined(address), note=note)
     text = (
         "coap-client-notls -m post -t json \\\n"
         f"  -e {READING} \\\n"

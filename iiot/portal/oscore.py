@@ -1,6 +1,7 @@
 """The page of a device's keys for CoAP with OSCORE: made and shown once, listed, revoked."""
 
 import json
+from dataclasses import dataclass
 
 from flask import Response, make_response, redirect, render_template, request
 
@@ -8,11 +9,21 @@ from iiot import config, tenancy, web
 from iiot.config import split_bind
 from iiot.errors import Conflict, Invalid
 from iiot.portal import forms
-from iiot.portal.connect import EVERYWHERE, Example
+from iiot.portal.connect import EVERYWHERE, joined
 from iiot.services import devices, oscore
 
 pages = web.pages("oscore")
 FOLDER = "iiot-key"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One program that sends a first reading with the key."""
+
+    title: str
+    where: str
+    text: str
+    note: str
 
 
 def examples(issued: oscore.Issued, address: str) -> list[Example]:
@@ -41,10 +52,11 @@ def examples(issued: oscore.Issued, address: str) -> list[Example]:
 
 
 def _address() -> str:
-    host, port = split_bind(config.load().coap_bind)
+    settings = config.load()
+    host, port = split_bind(settings.coap_public or settings.coap_bind)
     if host in EVERYWHERE:
         host = request.host.rpartition(":")[0].strip("[]") or request.host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return joined((host, port))
 
 
 @pages.route("GET", "/devices/<uid>/oscore", permission="device:read")

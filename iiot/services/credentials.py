@@ -4,7 +4,7 @@ A token has a name, perhaps an end, and a slot, which gives its user name at the
 a reconciler mends what it missed and removes what has expired.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -249,6 +249,30 @@ def authenticate(db: Session, uid: str, token: str, slot: int | None = None) -> 
         kind="device", tenant_id=match.tenant_id, tenant_uid=match.uid, device_id=match.id, device_uid=uid
     )
     return auth.Proof(principal, match.Credential.expires_at)
+
+
+def still_open(db: Session, hashes: Collection[str]) -> set[str]:
+    """Which of these tokens, by their keyed hashes, still let their device in: one question for many that proved themselves a moment ago.
+
+    `db`: scope "device-sign-in". Their use is noted, at most once a minute.
+    """
+    now = clock.now()
+    statement = (
+        select(Credential.token_hash)
+        .join(Device, (Device.tenant_id == Credential.tenant_id) & (Device.id == Credential.device_id))
+        .join(Tenant, Tenant.id == Credential.tenant_id)
+        .where(Credential.token_hash.in_(hashes), Credential.revoked_at.is_(None))
+        .where(or_(Credential.expires_at.is_(None), Credential.expires_at > now))
+        .where(Device.enabled, Tenant.status == "active")
+    )
+    found = set(db.scalars(statement))
+    db.execute(
+        update(Credential)
+        .where(Credential.token_hash.in_(found), Credential.last_used_at <= now - TOUCH_EVERY)
+        .values(last_used_at=now)
+        .execution_options(synchronize_session=False)
+    )
+    return found
 
 
 def _check_state(enabled: bool, tenant_status: str) -> None:

@@ -68,6 +68,7 @@ def furnished(account: Account) -> dict[str, Any]:
     with pytest.raises(Exception, match="HTTP"):
         account.send(device, b"not json at all " * 20)
     device["rejected"] = account.call("GET", f"/rejected?device={device['id']}")["items"][0]["id"]
+    account.call("POST", f"/devices/{device['id']}/oscore", {"name": "A key with a long name " + "x" * 60})
     path, own = f"/devices/{device['id']}/commands", (device["id"], device["token"])
     for number in range(5):
         account.call(

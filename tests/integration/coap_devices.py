@@ -146,19 +146,22 @@ class Raw:
                 return found
             self.held.append(found)
 
-    def _next(self, timeout: float, answer: int | None) -> Message | None:
-        """The next message that is not empty; a confirmable one gets `answer`."""
+    def datagram(self, timeout: float = SECONDS, answer: int | None = 0x60) -> bytes:
+        """The next datagram that is more than an empty acknowledgement, b"" when there is none; a confirmable one gets `answer`."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
-            datagram = self.receive(left)
-            if not datagram:
-                return None
-            message = Message.decode(datagram)
-            if message.code != codes.EMPTY:
-                if answer is not None and message.mtype == aiocoap.CON:
-                    self.send(bytes([answer, 0, message.mid >> 8, message.mid & 255]))
-                return message
-        return None
+            found = self.receive(left)
+            if not found:
+                return b""
+            if found[1] != codes.EMPTY:
+                if answer is not None and found[0] & 0x30 == 0:
+                    self.send(bytes([answer, 0]) + found[2:4])
+                return found
+        return b""
+
+    def _next(self, timeout: float, answer: int | None) -> Message | None:
+        found = self.datagram(timeout, answer)
+        return Message.decode(found) if found else None
 
     def observe(self, uri: str, token: bytes = b"\x0b", **options: Any) -> Message:
         """Register as an observer; the first answer."""
