@@ -124,10 +124,9 @@ def _tenant() -> tuple[str, list[str]]:
     """A person's address, and the nodes of DEVICES devices."""
     tenant = factories.make_tenant(devices=2 * DEVICES, readings_per_day=10**9)
     user = factories.make_user(tenant, "viewer", password_hash=auth.hash_password(PASSWORD))
-    uids = []
     with tenancy.work(tenancy.of(tenant)) as db:
-        for number in range(DEVICES):
-            uids.append(devices.create(db, devices.NewDevice(f"device {number}"))[0].uid)
+        names = [f"device {number}" for number in range(DEVICES)]
+        uids = [devices.create(db, devices.NewDevice(name))[0].uid for name in names]
     return user.email, [f"{uid}/s{number}" for uid in uids for number in range(SIGNALS)]
 
 
