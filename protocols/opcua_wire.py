@@ -17,10 +17,10 @@ from typing import Any, Final
 import structlog
 from asyncua import ua
 from asyncua.common.utils import ServiceError
-from asyncua.crypto.uacrypto import InvalidSignature
 from asyncua.server.binary_server_asyncio import BinaryServer, OPCUAProtocol
 from asyncua.server.uaprocessor import UaProcessor
 from asyncua.ua.ua_binary import struct_from_binary, uatcp_to_binary
+from cryptography.exceptions import InvalidSignature
 
 from protocols import opcua_meters as meters
 from protocols.opcua_session import TenantSession

@@ -425,15 +425,17 @@ def test_wrong_passwords_are_refused_and_counted(server: Server) -> None:
     email = side.user("viewer")
 
     async def tries() -> list[str]:
-        names = []
-        for _ in range(7):
-            try:
+        names: list[str] = []
+        while "BadServerTooBusy" not in names and len(names) < 20:
+            with pytest.raises(ua.UaStatusCodeError) as caught:
                 await _only_connect(server, email, "wrong")
-            except ua.UaStatusCodeError as error:
-                names.append(type(error).__name__)
+            names.append(type(caught.value).__name__)
         return names
 
-    assert run(tries()) == ["BadUserAccessDenied"] * 5 + ["BadServerTooBusy"] * 2
+    # One is forgiven every twelve seconds.
+    names = run(tries())
+    assert names[:5] == ["BadUserAccessDenied"] * 5
+    assert names[-1] == "BadServerTooBusy"
 
 
 def test_the_portals_session_is_signed_out_with_the_clients(server: Server) -> None:
