@@ -17,6 +17,7 @@ COMMANDS = {
     "user": "iiot.commands.user:user",
     "import": "iiot.commands.legacy:import_",
     "device": "iiot.commands.device:device",
+    "opcua": "iiot.commands.opcua:opcua",
     "audit": "iiot.commands.audit:audit",
     "doctor": "iiot.commands.doctor:doctor",
     "simulate": "iiot.simulate:simulate",

@@ -34,7 +34,9 @@ class _Rest:
     left: int | None
 
 
-class _Unreadable(Exception):
+class Unreadable(Exception):
+    """The history of a node cannot be read; `code` says why."""
+
     def __init__(self, code: int) -> None:
         super().__init__(str(code))
         self.code = code
@@ -76,7 +78,7 @@ class History:
             if params.ReleaseContinuationPoints:
                 return ua.HistoryReadResult(StatusCode=values.GOOD)
             return await self._page(space, rest, node.signal.type, (size, params.TimestampsToReturn))
-        except _Unreadable as error:
+        except Unreadable as error:
             return _failed(error.code)
 
     def _begin(self, text: str, details: Any, point: bytes | None) -> _Rest:
@@ -84,10 +86,10 @@ class History:
         if point:
             kept = self._kept.pop(point, None)
             if kept is None or kept.text != text:
-                raise _Unreadable(Codes.BadContinuationPointInvalid)
+                raise Unreadable(Codes.BadContinuationPointInvalid)
             return kept
         if not isinstance(details, ua.ReadRawModifiedDetails) or details.IsReadModified:
-            raise _Unreadable(Codes.BadHistoryOperationUnsupported)
+            raise Unreadable(Codes.BadHistoryOperationUnsupported)
         return question(text, details)
 
     async def _page(
@@ -100,7 +102,7 @@ class History:
         span = Span(rest.start, rest.stop, wanted + 1, rest.descending)
         found = await space.view.ask_for(space.visitor, space.view.plant.history, uid, key, span)
         if isinstance(found, Refusal):
-            raise _Unreadable(Codes.BadNodeIdUnknown if found.code == "not-found" else Codes.BadUserAccessDenied)
+            raise Unreadable(Codes.BadNodeIdUnknown if found.code == "not-found" else Codes.BadUserAccessDenied)
         shown, more = found[:wanted], len(found) > wanted
         result = ua.HistoryReadResult(StatusCode=values.GOOD)
         result.HistoryData = ua.HistoryData(await asyncio.to_thread(_datavalues, kind, shown, timestamps))
@@ -122,14 +124,14 @@ class History:
 
 
 def question(text: str, details: ua.ReadRawModifiedDetails) -> _Rest:
-    """The range of a question (Part 11 section 6.4.3.1): two of start, end and number are needed; raises _Unreadable.
+    """The range of a question (Part 11 section 6.4.3.1): two of start, end and number are needed; raises Unreadable.
 
     With an end before the start, or without a start, the newest comes first. The end itself does not belong to the range.
     """
     start, end = values.milliseconds(details.StartTime, up=True), values.milliseconds(details.EndTime, up=True)
     left = int(details.NumValuesPerNode) or None
     if (start is None and end is None) or (left is None and (start is None or end is None)):
-        raise _Unreadable(Codes.BadHistoryOperationInvalid)
+        raise Unreadable(Codes.BadHistoryOperationInvalid)
     if start is None:
         return _Rest(text, 0, int(end or 0) + 1, True, left)
     if end is None:

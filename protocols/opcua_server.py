@@ -139,12 +139,13 @@ class TenantServer(InternalServer):  # type: ignore[misc]
         if session.state.name == "Closed" or (before is not None and not _is_same(before, found)):
             await self._ask(self.plant.leave, found)
             raise ServiceError(Codes.BadIdentityChangeNotSupported if before else Codes.BadSessionClosed)
+        self._trust(session.certificate, address)
+        session.address = address
+        # The view before the leaving: what the session watches is registered there.
+        session.enter(found, self._enter_view(found))
         if before is not None:
             self._leave_view(before)
             await self._ask(self.plant.leave, before)
-        self._trust(session.certificate, address)
-        session.address = address
-        session.enter(found, self._enter_view(found))
         log.info("session opened", address=address, program=session.program)
 
     def _credentials(self, session: TenantSession, token: Any) -> tuple[str, str]:

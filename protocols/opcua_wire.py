@@ -17,10 +17,10 @@ from typing import Any, Final
 import structlog
 from asyncua import ua
 from asyncua.common.utils import ServiceError
-from asyncua.crypto.uacrypto import InvalidSignature
 from asyncua.server.binary_server_asyncio import BinaryServer, OPCUAProtocol
 from asyncua.server.uaprocessor import UaProcessor
 from asyncua.ua.ua_binary import struct_from_binary, uatcp_to_binary
+from cryptography.exceptions import InvalidSignature
 
 from protocols import opcua_meters as meters
 from protocols.opcua_session import TenantSession
@@ -60,13 +60,24 @@ class Processor(UaProcessor):  # type: ignore[misc]
     async def _process_message(self, typeid: ua.NodeId, requesthdr: Any, seqhdr: Any, body: Any) -> Any:
         name = NAMES.get(typeid, "")
         meters.requests_total.labels(name or "unknown").inc()
+        try:
+            return await self._serve(name, requesthdr, seqhdr, (typeid, body))
+        except (ServiceError, ua.UaError):
+            raise
+        except Exception:
+            log.exception("request not served", service=name, address=str(self.name))
+            raise
+
+    async def _serve(self, name: str, requesthdr: Any, seqhdr: Any, request: tuple[ua.NodeId, Any]) -> Any:
+        """Check what the library does not, and hand the request to it. `request`: its type and its body."""
+        typeid, body = request
+        if name in ("RegisterServer", "RegisterServer2"):
+            raise ServiceError(Codes.BadServiceUnsupported)
         policy = self._connection.security_policy
         if not self._connection.is_open() or (
             policy.Mode != ua.MessageSecurityMode.SignAndEncrypt and name not in OPEN
         ):
             raise ServiceError(Codes.BadSecurityModeInsufficient)
-        if name in ("RegisterServer", "RegisterServer2"):
-            raise ServiceError(Codes.BadServiceUnsupported)
         if name == "CreateSession":
             self._check_certificate()
         elif name == "ActivateSession":
@@ -91,7 +102,7 @@ class Processor(UaProcessor):  # type: ignore[misc]
         session.touch()
         params = struct_from_binary(ua.BrowseNextParameters, body)
         response = ua.BrowseNextResponse()
-        response.Results = await session.browse_next(params)
+        response.Parameters.Results = await session.browse_next(params)
         self.send_response(requesthdr.RequestHandle, seqhdr, response)
         return True
 

@@ -238,6 +238,15 @@ def test_programs() -> None:
         say(f"{package} is missing and could not be installed: the tests that need it are skipped.")
 
 
+def foreign_clients() -> None:
+    """Other people's clients from npm, each in a folder of its own beneath tests/foreign."""
+    for lock in sorted((ROOT / "tests" / "foreign").glob("*/package-lock.json")):
+        folder = lock.parent
+        with stamped(folder / "node_modules" / ".setup", digest(lock), f"Installing {folder.name}") as needed:
+            if needed:
+                run([*npm_command(), "--prefix", str(folder), "ci", "--no-audit", "--no-fund", "--loglevel=error"])
+
+
 def main() -> int:
     """Install; exit status 1 with one line that says what to do."""
     try:

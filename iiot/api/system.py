@@ -19,10 +19,11 @@ class HealthOut(web.Out):
 
 
 class ReadyOut(web.Out):
-    """`checks`: what each part said; `ok` when all is well."""
+    """`checks`: what each part said; `ok` when all is well. `optional`: the same of what the portal can do without."""
 
     status: str
     checks: dict[str, Any]
+    optional: dict[str, Any]
 
 
 @api.route("GET", "/health", auth="none", out=HealthOut)
@@ -35,7 +36,11 @@ def get_health(_ctx: web.Context) -> HealthOut:
 def get_ready(_ctx: web.Context) -> Response:
     """Whether database, Redis and MQTT broker answer: 200, or 503 when one is down."""
     report = health.ready()
-    content = {"status": "ok" if report.is_ready else "unavailable", "checks": report.checks}
+    content = {
+        "status": "ok" if report.is_ready else "unavailable",
+        "checks": report.checks,
+        "optional": report.optional,
+    }
     headers = {} if report.is_ready else {"Retry-After": "2"}
     return Response(
         json.dumps(content), 200 if report.is_ready else 503, headers, content_type="application/json; charset=utf-8"

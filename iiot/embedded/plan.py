@@ -80,9 +80,7 @@ def make(
     plan = Plan(data, account)
     taken: set[int] = set()
     for name in BINDS:
-        is_wanted = (
-            settings.mqtt_url is None if name.startswith("mqtt_") else settings.coap_is_on or name != "coap_bind"
-        )
+        is_wanted = settings.mqtt_url is None or not name.startswith("mqtt_")
         if is_wanted and (name != "mqtt_cert_bind" or find_mosquitto() is not None):
             plan.values[name] = _bind(settings, name, taken, console)
     if not settings.secret_key.get_secret_value():

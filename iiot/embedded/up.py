@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -132,7 +133,9 @@ class Up:
         ]
         if "coap_bind" in self.plan.values:
             slots.append(make("coap", partial(python, "coap", ["protocols", "run", "coap"]), STAGE_PORTAL))
-        slots.append(make("opcua", partial(python, "opcua", ["protocols", "run", "opcua"]), STAGE_PORTAL))
+        listens = partial(is_open, *self.plan.bind("opcua_bind"))
+        opcua = partial(python, "opcua", ["protocols", "run", "opcua"], listens)
+        slots.append(make("opcua", opcua, STAGE_PORTAL))
         for slot in slots:
             self.supervisor.wait(slot)
             self.console.step(slot.name, self.plan.http if slot.name == "web" else "runs")
@@ -279,6 +282,15 @@ class Up:
         self.supervisor.stop()
         self.data.close()
         self.console.say(f"  Stopped in {time.monotonic() - began:.1f} s.")
+
+
+def is_open(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((reachable(host), port), 2).close()
+    except OSError:
+        return False
+    return True
 
 
 def status(url: str) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -23,9 +23,10 @@ REMEMBER = 1.0
 
 @dataclass(frozen=True)
 class Report:
-    """`checks`: name → "ok" or what is wrong."""
+    """`checks`: name → "ok" or what is wrong. `optional`: the same of what is not needed, "off: …" when it does not run."""
 
     checks: dict[str, str]
+    optional: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -87,6 +88,21 @@ def _length(number: int) -> list[int]:
             return digits
 
 
+def check_opcua() -> None:
+    """Raises when the OPC UA server does not answer a Hello with an Acknowledge (OPC UA Part 6 section 7.1.2)."""
+    host, port = config.split_bind(config.load().opcua_bind)
+    url = b"opc.tcp://localhost/iiot"
+    hello = struct.pack("<IIIIIi", 0, 65_535, 65_535, 0, 0, len(url)) + url
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with
+    with socket.create_connection((here, port), DEADLINE) as connection:
+        connection.settimeout(DEADLINE)
+        connection.sendall(b"HELF" + struct.pack("<I", len(hello) + 8) + hello)
+        if connection.recv(4) != b"ACKF":
+            raise ConnectionError("it is no OPC UA server")
+
+
+# What the portal can do without: it is told, and does not make it unready.
+OPTIONAL: dict[str, Callable[[], None]] = {"opcua": check_opcua}
 CHECKS: dict[str, Callable[[], None]] = {"database": check_database, "redis": check_redis, "mqtt": check_mqtt}
 
 
@@ -95,7 +111,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(len(CHECKS), "ready")
+        self._threads = ThreadPoolExecutor(len(CHECKS) + len(OPTIONAL), "ready")
         self._running: dict[str, Future[None]] = {}
         self._report: Report | None = None
         self._at = 0.0
@@ -108,16 +124,20 @@ class _Watch:
             return self._report
 
     def _ask(self) -> Report:
-        for name, check in CHECKS.items():
+        for name, check in (CHECKS | OPTIONAL).items():
             before = self._running.get(name)
             if before is None or before.done():
                 self._running[name] = self._threads.submit(check)
         deadline = time.monotonic() + DEADLINE
-        checks = {}
+        checks, optional = {}, {}
         for name, running in self._running.items():
-            checks[name] = _outcome(running, deadline - time.monotonic())
-            metrics.dependency_up.labels(name).set(checks[name] == "ok")
-        return Report(checks)
+            said = _outcome(running, deadline - time.monotonic())
+            metrics.dependency_up.labels(name).set(said == "ok")
+            if name in CHECKS:
+                checks[name] = said
+            else:
+                optional[name] = said if said == "ok" else f"off: {said}"
+        return Report(checks, optional)
 
 
 def _outcome(running: "Future[None]", seconds: float) -> str:

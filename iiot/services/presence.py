@@ -69,7 +69,10 @@ def _apply(db: Session, change: StatusEvent) -> None:
         "protocol": change.protocol,
     }
     db.execute(insert(ConnectionEvent).inline(), [row])
-    tenant, seen = device.uid, db.scalar(select(func.now())) if change.online else device.last_seen_at
+    tenant, seen = (
+        device.uid,
+        db.scalar(select(func.now()).execution_options(reviewed=True)) if change.online else device.last_seen_at,
+    )
     told = {"device_id": change.uid, "status": state, "last_seen_at": rfc3339(seen)}
     tenancy.after_commit(db, lambda: events.device(tenant, change.uid, told))
 

@@ -315,30 +315,68 @@ def test_nothing_that_is_found_by_browsing_is_another_tenants(server: Server, si
         assert word not in said
 
 
-def test_a_token_cannot_be_guessed_and_does_not_open_a_session_without_its_person(server: Server, sides: Sides) -> None:
-    """A stranger with the right token, a certificate and a password of their own stays outside; so do counted tokens."""
+async def _channel(server: Server, email: str, name: str = "client") -> Client:
+    """A client with a secure channel and no session."""
+    made = server.client(email, name=name)
+    await secure(made)
+    await made.connect_socket()
+    await made.send_hello()
+    await made.open_secure_channel()
+    return made
+
+
+def _with_token(client: Client, token: ua.NodeId, nonce: bytes) -> Client:
+    """What a session is taken up again with."""
+    client.uaclient.session.restore_authentication_token(token)
+    client._server_nonce = nonce
+    return client
+
+
+def test_a_session_is_taken_up_again_by_its_own_person_and_certificate_alone(server: Server, sides: Sides) -> None:
+    """Even with the right token and the right nonce a stranger stays outside. The library would let them in."""
+    email, stranger = sides.other.user("viewer"), sides.own.user("viewer")
+    text = f"{sides.theirs.uid}/temperature"
+
+    async def refuse(token: ua.NodeId, nonce: bytes, name: str) -> str:
+        thief = _with_token(await _channel(server, stranger, name), token, nonce)
+        try:
+            with pytest.raises(ua.UaStatusCodeError) as caught:
+                await thief.activate_session(username=stranger, password=PASSWORD)
+            with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):
+                await node(thief, text).read_value()
+            return type(caught.value).__name__
+        finally:
+            thief.disconnect_socket()
 
     async def attack() -> None:
-        async with server.connected(sides.other.user("viewer")) as victim:
-            token = victim.uaclient.session.authentication_token
-            assert len(token.Identifier) == 32
-            tokens = [token, *(ua.NodeId(number) for number in range(1001, 1004))]
-            for each, name in ((each, name) for each in tokens for name in ("client", "stranger")):
-                thief = server.client(sides.own.user("viewer"), name=name)
-                await secure(thief)
-                await thief.connect_socket()
-                try:
-                    await thief.send_hello()
-                    await thief.open_secure_channel()
-                    thief.uaclient.session.restore_authentication_token(each)
-                    with pytest.raises(ua.UaError):
-                        await thief.activate_session(username=sides.own.user("viewer"), password=PASSWORD)
-                    # The library would have put the thief into the session before it looked.
-                    with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):
-                        await node(thief, f"{sides.theirs.uid}/temperature").read_value()
-                finally:
-                    thief.disconnect_socket()
-            assert await node(victim, f"{sides.theirs.uid}/temperature").read_value() == 424242.0137
+        victim = await _channel(server, email)
+        await victim.create_session()
+        nonce = (await victim.activate_session(username=email, password=PASSWORD)).ServerNonce
+        token = victim.uaclient.session.authentication_token
+        assert len(token.Identifier) == 32
+        watched = await victim.create_subscription(100, Heard())
+        await watched.subscribe_data_change(node(victim, text))
+        assert await refuse(token, nonce, "stranger") == "BadSessionIdInvalid"
+        assert await refuse(token, b"x" * 32, "client") == "BadApplicationSignatureInvalid"
+        assert await refuse(token, nonce, "client") == "BadIdentityChangeNotSupported"
+        for number in range(1001, 1004):
+            assert await refuse(ua.NodeId(number), nonce, "client") == "BadSessionIdInvalid"
+        assert await node(victim, text).read_value() == 424242.0137
+        heir = _with_token(await _channel(server, email), token, nonce)
+        await heir.activate_session(username=email, password=PASSWORD)
+        assert await node(heir, text).read_value() == 424242.0137
+        with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):
+            await node(victim, text).read_value()
+        # What was watched goes on here.
+        await asyncio.to_thread(factories.store, sides.theirs.uid, temperature=424242.0138)
+        heard: list[float] = []
+        while 424242.0138 not in heard:
+            answer = await heir.uaclient.session._send_request(ua.PublishRequest())
+            message = struct_from_binary(ua.PublishResponse, answer).Parameters.NotificationMessage
+            heard += [each.Value.Value.Value for part in message.NotificationData for each in part.MonitoredItems]
+        victim.disconnect_socket()
+        await heir.uaclient.close_session(True)
+        heir.disconnect_socket()
 
     run(attack())
 

@@ -23,7 +23,7 @@ from iiot.embedded.process import start_ticks
 from tests.services import ROOT, Stack, eventually, http_status, run_iiot
 
 pytestmark = pytest.mark.timeout(300)
-CHILDREN = {"postgres", "valkey", "broker", "web", "mqtt", "stream", "coap"}
+CHILDREN = {"postgres", "valkey", "broker", "web", "mqtt", "stream", "coap", "opcua"}
 
 
 @pytest.fixture
@@ -104,6 +104,17 @@ def test_the_coap_adapter_answers(stack: Stack) -> None:
         client.settimeout(10)
         client.sendto(bytes([0x40, 0, 0, 1]), (coap["host"], coap["port"]))  # a ping: RFC 7252 section 4.3
         assert client.recv(16) == bytes([0x70, 0, 0, 1])
+
+
+def test_the_opcua_server_answers(stack: Stack) -> None:
+    assert stack.run["opcua"]["url"].endswith("/iiot")
+
+    def said() -> str:
+        with urllib.request.urlopen(f"{stack.run['http']}/ready", timeout=5) as answer:
+            return str(json.load(answer)["optional"]["opcua"])
+
+    # It is asked by a Hello, and answers with an Acknowledge.
+    eventually(lambda: said() == "ok")
 
 
 def test_files_with_secrets_are_private(stack: Stack) -> None:

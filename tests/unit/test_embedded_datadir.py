@@ -92,6 +92,7 @@ def test_outside_services_are_used_and_not_started(tmp_path: Path) -> None:
         data_dir=tmp_path,
         http_bind="127.0.0.1:0",
         coap_bind="127.0.0.1:0",
+        opcua_bind="127.0.0.1:0",
         metrics_bind="127.0.0.1:0",
         secret_key="k" * 40,
         database_url="postgresql://someone@db.example/iiot",
@@ -100,7 +101,7 @@ def test_outside_services_are_used_and_not_started(tmp_path: Path) -> None:
     )
     made = plan.make(settings, DataDir(tmp_path), Console(color=False), dict, {})
     assert (made.postgres, made.valkey, made.broker) == (None, None, None)
-    assert set(made.values) == {"http_bind", "coap_bind", "metrics_bind"}
+    assert set(made.values) == {"http_bind", "coap_bind", "opcua_bind", "metrics_bind"}
     without = settings.model_copy(update={"coap_plain": False})
     assert "coap_bind" not in plan.make(without, DataDir(tmp_path), Console(color=False), dict, {}).values
 
