@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     )
     amqp_url: str | None = Field(
         None,
-        description="RabbitMQ, as the adapter's user, amqp://user:password@host:5672/vhost. Unset: embedded where it is installed, else off.",
+        description="RabbitMQ, as the adapter's user, amqp://user:password@host:5672/vhost. Unset: embedded where it is installed, else off. `off`: off.",
     )
     amqp_management_url: str | None = Field(
         None,
@@ -286,6 +286,11 @@ class Settings(BaseSettings):
     def coap_is_on(self) -> bool:
         """Whether the CoAP adapter may run: it takes tokens in plain text."""
         return self.env != "production" if self.coap_plain is None else self.coap_plain
+
+    @property
+    def amqp_is_on(self) -> bool:
+        """Whether there is a RabbitMQ for the AMQP adapter."""
+        return bool(self.amqp_url) and self.amqp_url != "off"
 
     @property
     def cookies_secure(self) -> bool:

@@ -353,8 +353,11 @@ class Stack:
 def stack_environment(data_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     """Variables for a stack of its own: nothing of the tests' settings, any free ports."""
     values = {name: value for name, value in os.environ.items() if not name.startswith((config.PREFIX, "PROMETHEUS_"))}
-    values |= {f"{config.PREFIX}{name}_BIND": "127.0.0.1:0" for name in ("HTTP", "MQTT", "COAP", "OPCUA", "METRICS")}
-    return values | {"IIOT_DATA_DIR": str(data_dir)} | dict(env)
+    values |= {
+        f"{config.PREFIX}{name}_BIND": "127.0.0.1:0" for name in ("HTTP", "MQTT", "COAP", "AMQP", "OPCUA", "METRICS")
+    }
+    # RabbitMQ takes its ten seconds in the tests that are about it.
+    return values | {"IIOT_DATA_DIR": str(data_dir), "IIOT_AMQP_URL": "off"} | dict(env)
 
 
 def run_iiot(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -18,10 +18,11 @@ from iiot.embedded.datadir import DataDir
 from iiot.embedded.mqtt import ROOT, Amqtt, Mosquitto, ServiceUsers, find_mosquitto, reachable
 from iiot.embedded.postgres import Postgres
 from iiot.embedded.process import Program, always
+from iiot.embedded.rabbitmq import InnerPorts, RabbitMQ, find_rabbitmq
 from iiot.embedded.valkey import Valkey
 
 # What the portal itself listens on; a default port that is taken is replaced, a chosen one is not.
-BINDS = ("http_bind", "mqtt_bind", "coap_bind", "metrics_bind")
+BINDS = ("http_bind", "mqtt_bind", "coap_bind", "amqp_bind", "metrics_bind")
 UDP = ("coap_bind",)
 
 
@@ -34,6 +35,9 @@ class Plan:
     postgres: Postgres | None = None
     valkey: Valkey | None = None
     broker: Mosquitto | Amqtt | None = None
+    rabbitmq: RabbitMQ | None = None
+    # Whether the AMQP adapter runs, with that RabbitMQ or with another one.
+    has_amqp: bool = False
     values: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -47,6 +51,12 @@ class Plan:
         host, port = self.bind("http_bind")
         shown = reachable(host)
         return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+    def without_amqp(self) -> None:
+        """RabbitMQ does not start: nothing names it any more."""
+        self.rabbitmq, self.has_amqp = None, False
+        for name in ("amqp_bind", "amqp_url", "amqp_management_url"):
+            self.values.pop(name, None)
 
     def python(self, name: str, arguments: list[str], ready: Callable[[], bool] = always) -> Program:
         """One of the portal's own processes: `python -m <arguments>` from the checkout."""
@@ -73,12 +83,20 @@ def make(
 
     `old` is the embedded.json of the last run, `document` gives the broker's clients (see mqtt.Mosquitto).
     """
-    needs_servers = not (settings.database_url and settings.redis_url and settings.mqtt_url)
+    wants_rabbitmq = settings.amqp_url is None and find_rabbitmq() is not None
+    needs_servers = wants_rabbitmq or not (settings.database_url and settings.redis_url and settings.mqtt_url)
     account = current() if needs_servers else Account()
-    plan = Plan(data, account)
+    plan = Plan(data, account, has_amqp=wants_rabbitmq or settings.amqp_is_on)
+    if not plan.has_amqp:
+        installs = "" if settings.amqp_url else ": RabbitMQ is not installed; `make run WITH_AMQP=1` installs it"
+        console.warn("amqp", f"off{installs}")
     taken: set[int] = set()
     for name in BINDS:
-        is_wanted = {"mqtt_bind": settings.mqtt_url is None, "coap_bind": settings.coap_is_on}
+        is_wanted = {
+            "mqtt_bind": settings.mqtt_url is None,
+            "coap_bind": settings.coap_is_on,
+            "amqp_bind": wants_rabbitmq,
+        }
         if is_wanted.get(name, True):
             plan.values[name] = _bind(settings, name, taken, console)
     if not settings.secret_key.get_secret_value():
@@ -88,9 +106,12 @@ def make(
         base = service_dir(data.path, account)
         if base != data.path:
             console.warn("data", f"other users cannot enter {data.path}; the databases are in {base}")
-        _databases(plan, settings, base, _inner_ports(old, taken))
+        inner = _inner_ports(old, taken)
+        _databases(plan, settings, base, inner)
         if settings.mqtt_url is None:
             _broker(plan, base, console, document)
+        if wants_rabbitmq:
+            _rabbitmq(plan, base, inner)
     return plan
 
 
@@ -142,6 +163,13 @@ def _broker(plan: Plan, base: Path, console: Console, document: Callable[[], Map
     console.warn("broker", "Mosquitto is not installed: amqtt serves MQTT 3.1.1 to some hundred messages/s, in memory")
     plan.broker = Amqtt(users, plan.data.logs, host, port, plan.environment)
     plan.values |= {"mqtt_url": plan.broker.url, "mqtt_admin_url": None, "mqtt_broker": "amqtt"}
+
+
+def _rabbitmq(plan: Plan, base: Path, port: Callable[[str], int]) -> None:
+    host, public = plan.bind("amqp_bind")
+    inner = InnerPorts(port("amqp_management_url"), port(""), port(""))
+    plan.rabbitmq = RabbitMQ(base, ServiceUsers(plan.data.secrets), plan.data.logs, host, public, inner, plan.account)
+    plan.values |= {"amqp_url": plan.rabbitmq.url, "amqp_management_url": plan.rabbitmq.management_url}
 
 
 def _environment(data: DataDir, values: Mapping[str, Any]) -> dict[str, str]:

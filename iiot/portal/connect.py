@@ -55,7 +55,21 @@ def examples(
     # Set by `up`, or by the operator who runs the adapter; the default alone says nothing about it.
     if settings.coap_is_on and "coap_bind" in settings.model_fields_set:
         found.insert(2, _coap(*split_bind(settings.coap_bind), web_host, uid, word))
+    if settings.amqp_is_on:
+        amqp_host, amqp_port = split_bind(settings.amqp_public or settings.amqp_bind)
+        found.insert(-1, _amqp(web_host if amqp_host in EVERYWHERE else amqp_host, amqp_port, uid, user, word))
     return found
+
+
+def _amqp(host: str, port: int, uid: str, user: str, token: str) -> Example:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    text = (
+        f"amqp-publish -u 'amqp://{user}:{token}@{address}' \\\n"
+        f"  -e iiot -r telemetry.{uid} -p -C application/json \\\n"
+        """  -b '{"temperature": 21.5, "running": true}'"""
+    )
+    note = f"From the package amqp-tools. Commands wait in the queue command.{uid}, which is there after the first message."
+    return Example("AMQP", address, text, note)
 
 
 def _coap(host: str, port: int, web_host: str, uid: str, token: str) -> Example:

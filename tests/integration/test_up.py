@@ -81,6 +81,11 @@ def test_the_coap_adapter_answers(stack: Stack) -> None:
         assert client.recv(16) == bytes([0x70, 0, 0, 1])
 
 
+def test_amqp_is_off_where_it_is_told_to_be(stack: Stack) -> None:
+    assert stack.run["amqp"] is None
+    assert "amqp        off" in stack.console()
+
+
 def test_files_with_secrets_are_private(stack: Stack) -> None:
     for name in (
         "run.json",
