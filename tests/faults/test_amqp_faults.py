@@ -86,6 +86,7 @@ class Publisher(threading.Thread):
             loop.start()
         finally:
             self.waiting.extendleft(sent.values())
+            loop.close()
 
     def _send(self, channel: Any, sent: dict[int, int]) -> None:
         number = self.waiting.popleft()
