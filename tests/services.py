@@ -356,8 +356,9 @@ def stack_environment(data_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     values |= {
         f"{config.PREFIX}{name}_BIND": "127.0.0.1:0" for name in ("HTTP", "MQTT", "COAP", "AMQP", "OPCUA", "METRICS")
     }
-    # RabbitMQ takes its ten seconds in the tests that are about it.
-    return values | {"IIOT_DATA_DIR": str(data_dir), "IIOT_AMQP_URL": "off"} | dict(env)
+    # RabbitMQ takes its ten seconds in the tests that are about it: those say "".
+    values |= {"IIOT_DATA_DIR": str(data_dir), "IIOT_AMQP_URL": "off"} | dict(env)
+    return {name: value for name, value in values.items() if value or name != "IIOT_AMQP_URL"}
 
 
 def run_iiot(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -174,6 +174,9 @@ def _rabbitmq(plan: Plan, base: Path, port: Callable[[str], int]) -> None:
 
 def _environment(data: DataDir, values: Mapping[str, Any]) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    if not environment.get("IIOT_AMQP_URL"):
+        # Empty means not set, and would hide the address of the embedded one.
+        environment.pop("IIOT_AMQP_URL", None)
     for name in BINDS:
         if name in values:
             environment[f"{config.PREFIX}{name.upper()}"] = str(values[name])

@@ -6,7 +6,6 @@
 import contextlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
 from tests.rabbit import RabbitServer
 from tests.services import PostgresServer, eventually
 
+pytestmark = pytest.mark.timeout(300)
 RATE = int(os.environ.get("IIOT_FAULT_RATE", "1000"))
 MESSAGES = int(RATE * float(os.environ.get("IIOT_FAULT_SECONDS", "6")))
 SLICE = 0.05
@@ -40,6 +40,7 @@ class Publisher(threading.Thread):
         self.parameters = pika.ConnectionParameters(rabbit.host, rabbit.port, rabbit.vhost, login, stack_timeout=5)
         self.waiting = deque(range(MESSAGES))
         self.ledger: set[int] = set()
+        self.pause = threading.Event()
         self.first = clock.now_ms() - MESSAGES
         self.start()
 
@@ -48,7 +49,7 @@ class Publisher(threading.Thread):
         while len(self.ledger) < MESSAGES:
             with contextlib.suppress(Exception):
                 self._session()
-            time.sleep(0.2)
+            self.pause.wait(0.2)
 
     def _session(self) -> None:
         loop, sent = IOLoop(), dict[int, int]()

@@ -17,6 +17,10 @@ EXCHANGES = ("iiot", "", "amq.topic", "amq.direct", "amq.fanout", "amq.headers")
 SERVICE_QUEUES = ("telemetry", "telemetry.dead", "result")
 
 
+# RabbitMQ takes its time to start on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture(scope="module")
 def fleet(amqp_site: Site) -> dict[str, Device]:
     """Own, sibling and another tenant's device, all of which have a queue of commands with something in it."""

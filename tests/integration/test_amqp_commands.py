@@ -13,6 +13,10 @@ from tests.rabbit import RabbitServer, Site, publish
 from tests.services import eventually
 
 
+# RabbitMQ takes its time to start on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture
 def rabbit(amqp_site: Site) -> RabbitServer:
     return amqp_site.rabbit

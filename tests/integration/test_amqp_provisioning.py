@@ -15,7 +15,7 @@ from tests.integration.mqtt_devices import Device
 from tests.rabbit import RabbitServer
 from tests.services import eventually
 
-pytestmark = pytest.mark.usefixtures("settings")
+pytestmark = [pytest.mark.usefixtures("settings"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -10,6 +10,10 @@ from tests.rabbit import RabbitServer, publish
 from tests.services import PostgresServer, eventually
 
 
+# RabbitMQ takes its time to start on a busy machine.
+pytestmark = pytest.mark.timeout(300)
+
+
 @pytest.fixture
 def pump(rabbit: RabbitServer, settings: Settings) -> Device:
     return Device(factories.make_tenant())

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import hypothesis
 import pika
 import pytest
 from hypothesis import given
@@ -55,6 +56,7 @@ def delivery(tag: int, key: str, properties: pika.BasicProperties, body: bytes, 
     return [each.marshal() for each in frames]
 
 
+@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @given(
     messages=st.lists(st.tuples(st.text("abc.", max_size=30), PROPERTIES, st.binary(max_size=300)), max_size=5),
     piece=st.integers(1, 200),
