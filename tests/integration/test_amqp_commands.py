@@ -12,7 +12,6 @@ from tests.integration.mqtt_devices import Device
 from tests.rabbit import RabbitServer, Site, publish
 from tests.services import eventually
 
-
 # RabbitMQ takes its time to start on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 

@@ -9,7 +9,6 @@ from tests.integration.mqtt_devices import Device, adapter
 from tests.rabbit import RabbitServer, publish
 from tests.services import PostgresServer, eventually
 
-
 # RabbitMQ takes its time to start on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 

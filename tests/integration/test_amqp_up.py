@@ -81,7 +81,7 @@ def test_a_device_sends_at_once_the_node_is_private_and_nothing_is_left_behind(s
         one for each in [node, *node.children(True)] for one in each.net_connections() if one.status == "LISTEN"
     ]
     assert listening
-    assert {one.laddr.ip for one in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert {one.laddr.ip for one in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     before = node.pid
     node.kill()
     eventually(lambda: stack.children().get("rabbitmq") not in (None, before), 60)
