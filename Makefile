@@ -21,7 +21,7 @@ setup: ## Install what is missing (run, test and the others do it by themselves)
 setup-tests:
 	@sh scripts/setup.sh --tests
 
-run: setup ## Start the whole portal with everything it needs; Ctrl-C stops it.
+run: setup ## Start the whole portal with everything it needs (WITH_AMQP=1: with RabbitMQ); Ctrl-C stops it.
 	@$(PY) -m iiot up
 
 demo: setup ## The same, with a demo tenant whose devices replay a real industrial data set.

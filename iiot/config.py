@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     opcua_items: int = Field(20_000, ge=1, description="OPC UA: monitored items of one tenant.")
     amqp_url: str | None = Field(
         None,
-        description="RabbitMQ, as the adapter's user, amqp://user:password@host:5672/vhost. Unset: embedded where it is installed, else off.",
+        description="RabbitMQ, as the adapter's user, amqp://user:password@host:5672/vhost. Unset: embedded where it is installed, else off. `off`: off.",
     )
     amqp_management_url: str | None = Field(
         None,
@@ -365,6 +365,11 @@ class Settings(BaseSettings):
     def opcua_folder(self) -> Path:
         """Certificates of the OPC UA server, and of its clients."""
         return self.data_dir / "opcua"
+
+    @property
+    def amqp_is_on(self) -> bool:
+        """Whether there is a RabbitMQ for the AMQP adapter."""
+        return bool(self.amqp_url) and self.amqp_url != "off"
 
     @property
     def cookies_secure(self) -> bool:

@@ -90,7 +90,8 @@ def command_queue(uid: str) -> str:
 
 def rights(login: Login, vhost: str) -> Rights:
     """What a device shall be allowed: no more than its own routing keys and its own queue. A uid has no sign that means something in a pattern."""
-    keys = rf"^(telemetry|result)\.{login.uid}$"
+    # Not `$`: that would let a line break follow.
+    keys = rf"^(telemetry|result)\.{login.uid}\z"
     return Rights(
         login.hash,
         frozenset({(vhost, NOTHING, f"^{EXCHANGE}$", rf"^command\.{login.uid}$")}),

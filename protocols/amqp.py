@@ -1,8 +1,9 @@
 """The AMQP 0-9-1 adapter: takes what devices publish to RabbitMQ, acknowledges after the commit, hands commands to queues of the devices.
 
-Devices publish to the topic exchange `iiot`; the quorum queues `telemetry` and `result` keep the messages on disk until they are acknowledged, in groups
-and after the commit. A device is who its routing key says: RabbitMQ lets a user write its own keys alone (`iiot.rabbitmq`). What was refused is copied
-to `telemetry.dead` with the reason in its headers; so is what was handed out LIMIT times and never settled, with RabbitMQ's own header `x-death`.
+Devices publish to the topic exchange `iiot`; the quorum queue `telemetry` and the queue `result` keep the messages on disk until they are
+acknowledged, in groups and after the commit. A device is who its routing key says: RabbitMQ lets a user write its own keys alone (`iiot.rabbitmq`).
+What was refused is copied to `telemetry.dead` with the reason in its headers; so is what was handed out LIMIT times and never settled, with RabbitMQ's
+own header `x-death`.
 
 Sources: the AMQP 0-9-1 specification; rabbitmq.com/docs/quorum-queues, /confirms, /consumer-prefetch, /connection-blocked.
 """
@@ -68,7 +69,7 @@ def parse_url(url: str) -> pika.ConnectionParameters:
 
 def make(settings: Any) -> AmqpAdapter:
     """Build the adapter from the portal's settings (`amqp_url`)."""
-    if not settings.amqp_url:
+    if not settings.amqp_is_on:
         raise AdapterError(
             "there is no RabbitMQ: set IIOT_AMQP_URL, or install rabbitmq-server and start: python -m iiot up"
         )
@@ -156,7 +157,8 @@ class _Connection:
         self.loop = IOLoop()
         self._keys: dict[bytes, tuple[str, Kind, str]] = {}
         self._channel: Any = None
-        self._connected = self._closing = False
+        self._declared = self._consuming = self._connected = self._closing = False
+        self._consumed = 0
         # Written by the writer's thread, read by the loop: the last settled message, and who and what has to be told.
         self._settled = 0
         self._acknowledged = 0
@@ -240,6 +242,7 @@ class _Connection:
             if step is not None:
                 step(advance)
             else:
+                self._declared = True
                 self._start()
 
         advance()
@@ -247,9 +250,8 @@ class _Connection:
     @staticmethod
     def _steps(channel: Any) -> list[Callable[[Callable[[Any], None]], Any]]:
         """Exchange, queues and bindings of CONTRACT 7; each step is made, or found as it shall be, before the next."""
-        quorum = {"x-queue-type": "quorum"}
-        dead = quorum | {"x-max-length": DEAD_KEPT}
-        living = quorum | {
+        living = {
+            "x-queue-type": "quorum",
             "x-delivery-limit": LIMIT,
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": DEAD,
@@ -257,27 +259,34 @@ class _Connection:
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         }
+        dead = {"x-max-length": DEAD_KEPT}
         return [
             lambda done: channel.exchange_declare(EXCHANGE, "topic", durable=True, callback=done),
-            lambda done: channel.queue_declare(DEAD, durable=True, arguments=dead, callback=done),
             lambda done: channel.queue_declare("telemetry", durable=True, arguments=living, callback=done),
+            lambda done: channel.queue_declare(DEAD, durable=True, arguments=dead, callback=done),
             lambda done: channel.queue_bind("telemetry", EXCHANGE, "telemetry.#", callback=done),
-            lambda done: channel.queue_declare("result", durable=True, arguments=living, callback=done),
+            lambda done: channel.queue_declare("result", durable=True, callback=done),
             lambda done: channel.queue_bind("result", EXCHANGE, "result.#", callback=done),
             lambda done: channel.basic_qos(prefetch_count=PREFETCH, callback=done),
         ]
 
     def _start(self) -> None:
-        """Consume once both connections are ready; called by each."""
-        if self._connected or self._channel is None or not self.outgoing.is_open:
+        """Consume once both connections are ready; called by each, and by the second one again when its channel was opened anew."""
+        if self._consuming or not self._declared or not self.outgoing.is_open:
             return
-        self._connected = True
+        self._consuming = True
         read_more_at_once(self.consumer)
         self.consumer.on_deliver = self._on_deliver
-        for queue in QUEUES:
-            self._channel.basic_consume(queue, _never)
         self._channel.add_on_cancel_callback(lambda _frame: self._on_lost("a queue was deleted"))
-        self.inbox.connected()
+        for queue in QUEUES:
+            self._channel.basic_consume(queue, _never, callback=self._on_consume)
+
+    def _on_consume(self, _frame: Any) -> None:
+        """RabbitMQ hands out from now on, from all queues."""
+        self._consumed += 1
+        if self._consumed == len(QUEUES):
+            self._connected = True
+            self.inbox.connected()
 
     def _on_deliver(self, tag: int, key: bytes, properties: Properties, payload: bytes) -> None:
         uid, kind, topic = self._address_of(key)
@@ -365,7 +374,7 @@ class _Connection:
     def _leave(self) -> None:
         """Stopped: let the runner settle what it has, and acknowledge that."""
         self.inbox.finish()
-        if self._connected:
+        if self._consuming:
             self._flush()
 
 

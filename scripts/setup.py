@@ -1,4 +1,4 @@
-"""Installs what the portal needs into this checkout: Python packages, front-end files, Mosquitto; with --tests also test programs.
+"""Installs what the portal needs into this checkout: Python packages, front-end files, Mosquitto, with WITH_AMQP=1 RabbitMQ; with --tests also test programs.
 
 Everything is skipped when a stamp says that it was done for the present lock files, so a prepared checkout works offline.
 Run by scripts/setup.sh with the Python of .venv; uses the standard library alone.
@@ -224,10 +224,20 @@ def broker() -> None:
     )
 
 
+def rabbitmq(asked: bool) -> None:
+    """RabbitMQ for AMQP, where somebody asks for it; its own service is not started, the portal runs a node of its own."""
+    if not asked or Path("/usr/lib/rabbitmq/bin/rabbitmq-server").exists() or apt_install(["rabbitmq-server"]):
+        return
+    say(
+        "RabbitMQ is not installed and may not be installed by this user: AMQP stays off. For it: apt-get install rabbitmq-server"
+    )
+
+
 def test_programs() -> None:
     """What only the tests use: other people's clients, a browser, the oldest PostgreSQL that is supported."""
     wanted = {
         "mosquitto-clients": lambda: has_program("mosquitto_pub"),
+        "amqp-tools": lambda: has_program("amqp-publish"),
         "libcoap3-bin": lambda: has_program("coap-client-notls"),
         "chromium": lambda: has_program("chromium") or has_program("chromium-browser"),
         "postgresql-15": lambda: any(Path("/usr/lib/postgresql").glob("*/bin/postgres")),
@@ -238,21 +248,13 @@ def test_programs() -> None:
         say(f"{package} is missing and could not be installed: the tests that need it are skipped.")
 
 
-def foreign_clients() -> None:
-    """Other people's clients from npm, each in a folder of its own beneath tests/foreign."""
-    for lock in sorted((ROOT / "tests" / "foreign").glob("*/package-lock.json")):
-        folder = lock.parent
-        with stamped(folder / "node_modules" / ".setup", digest(lock), f"Installing {folder.name}") as needed:
-            if needed:
-                run([*npm_command(), "--prefix", str(folder), "ci", "--no-audit", "--no-fund", "--loglevel=error"])
-
-
 def main() -> int:
     """Install; exit status 1 with one line that says what to do."""
     try:
         python_packages()
         front_end()
         broker()
+        rabbitmq("--tests" in sys.argv or os.environ.get("WITH_AMQP", "0") not in ("", "0"))
         if "--tests" in sys.argv:
             test_programs()
             foreign_clients()

@@ -18,7 +18,7 @@ from tests import services
 from tests.foreign_clients import ForeignClients
 
 if TYPE_CHECKING:
-    from tests.rabbit import RabbitServer
+    from tests.rabbit import RabbitServer, Site
 
 hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
 
@@ -123,6 +123,15 @@ def rabbit(rabbit_node: "RabbitServer") -> Iterator["RabbitServer"]:
     """The shared RabbitMQ with a virtual host of the test's own."""
     with rabbit_node.virtual_host():
         yield rabbit_node
+
+
+@pytest.fixture(scope="module")
+def amqp_site(rabbit_node: "RabbitServer", module_settings: Settings) -> Iterator["Site"]:
+    """RabbitMQ with a virtual host, a database and a running adapter for all tests of a module."""
+    from tests.rabbit import site
+
+    with site(rabbit_node, module_settings) as running:
+        yield running
 
 
 def _fields(valkey: services.ValkeyServer, number: int, folder: Path) -> dict[str, Any]:

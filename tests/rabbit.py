@@ -7,15 +7,17 @@ import itertools
 import json
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pika
 
+from iiot.config import Settings
 from iiot.embedded import account, mqtt, ports, rabbitmq
-from tests import services
-from tests.integration.mqtt_devices import Device
+from tests import factories, services
+from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
 from tests.services import eventually
 
 
@@ -127,19 +129,31 @@ class RabbitServer(services.Server):
         with self.login(mqtt.ADAPTER, self.users.password(mqtt.ADAPTER)) as channel:
             yield channel
 
-    def dead(self, count: int = 1) -> list[tuple[pika.BasicProperties, bytes]]:
-        """The next `count` messages of telemetry.dead, which are taken out."""
+    def dead(self, count: int = 1, uid: str = "") -> list[tuple[pika.BasicProperties, bytes]]:
+        """The next `count` messages of telemetry.dead, of the device if it is named; they are taken out."""
         found: list[tuple[pika.BasicProperties, bytes]] = []
         with self.adapter_login() as channel:
 
             def one() -> bool:
-                method, properties, body = channel.basic_get("telemetry.dead", auto_ack=True)
-                if method is not None:
+                # Those of others go back when the channel ends.
+                method, properties, body = channel.basic_get("telemetry.dead")
+                if method is not None and uid in (properties.headers or {}).get("uid", ""):
                     found.append((properties, body))
+                    channel.basic_ack(method.delivery_tag)
                 return len(found) >= count
 
             eventually(one, 30)
         return found
+
+    def knows_its_queue(self) -> bool:
+        """Whether the node has written down its quorum queue. RabbitMQ 3.10 does so within three seconds; one that is killed before forgets the queue."""
+        files = list(self.node.folder.glob("db/*/quorum/*/names.dets"))
+        return bool(files) and f"{self.vhost}_telemetry".encode() in files[0].read_bytes()
+
+    def unsettled(self, queue: str) -> int:
+        """Messages in a queue, those that somebody has been handed among them."""
+        found = self.ask("GET", f"/api/queues/{quote(self.vhost, safe='')}?disable_stats=true&enable_queue_totals=true")
+        return sum(int(each["messages"]) for each in found if each["name"] == queue)
 
     def waiting(self, queue: str) -> int:
         """Messages in a queue that nobody has been handed."""
@@ -153,3 +167,27 @@ def publish(channel: Any, uid: str, payload: bytes | str, word: str = "telemetry
     channel.basic_publish(
         "iiot", f"{word}.{uid}", body, pika.BasicProperties(delivery_mode=2, **properties), mandatory=True
     )
+
+
+@dataclass
+class Site:
+    """What the tests of a module share."""
+
+    rabbit: RabbitServer
+    settings: Settings
+    adapter: AdapterProcess
+    tenant: factories.TenantRow
+
+    def device(self, name: str = "pump") -> Device:
+        """A new device."""
+        return Device(self.tenant, name)
+
+
+@contextlib.contextmanager
+def site(node: RabbitServer, settings: Settings) -> Iterator[Site]:
+    """The adapter over `settings` and a virtual host of the node; active for `config.load()`."""
+    with node.virtual_host():
+        own = settings.model_copy(update=node.fields)
+        (own.data_dir / "adapter.log").unlink(missing_ok=True)
+        with services.active(own), adapter(own, "amqp") as process:
+            yield Site(node, own, process, factories.make_tenant())

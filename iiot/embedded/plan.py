@@ -18,11 +18,13 @@ from iiot.embedded.datadir import DataDir
 from iiot.embedded.mqtt import ROOT, Amqtt, Mosquitto, ServiceUsers, find_mosquitto, join, reachable
 from iiot.embedded.postgres import Postgres
 from iiot.embedded.process import Program, always
+from iiot.embedded.rabbitmq import InnerPorts, RabbitMQ, find_rabbitmq
 from iiot.embedded.valkey import Valkey
 
 # What the portal itself listens on; a default port that is taken is replaced, a chosen one is not.
 BINDS = (
-    "http_bind", "mqtt_bind", "mqtt_tls_bind", "mqtt_cert_bind", "mqtt_ws_bind", "coap_bind", "opcua_bind", "metrics_bind",
+    "http_bind", "mqtt_bind", "mqtt_tls_bind", "mqtt_cert_bind", "mqtt_ws_bind", "coap_bind", "amqp_bind", "opcua_bind",
+    "metrics_bind",
 )  # fmt: skip
 UDP = ("coap_bind",)
 
@@ -36,6 +38,9 @@ class Plan:
     postgres: Postgres | None = None
     valkey: Valkey | None = None
     broker: Mosquitto | Amqtt | None = None
+    rabbitmq: RabbitMQ | None = None
+    # Whether the AMQP adapter runs, with that RabbitMQ or with another one.
+    has_amqp: bool = False
     values: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -49,6 +54,12 @@ class Plan:
         host, port = self.bind("http_bind")
         shown = reachable(host)
         return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+    def without_amqp(self) -> None:
+        """RabbitMQ does not start: nothing names it any more."""
+        self.rabbitmq, self.has_amqp = None, False
+        for name in ("amqp_bind", "amqp_url", "amqp_management_url"):
+            self.values.pop(name, None)
 
     def python(self, name: str, arguments: list[str], ready: Callable[[], bool] = always) -> Program:
         """One of the portal's own processes: `python -m <arguments>` from the checkout."""
@@ -64,6 +75,15 @@ class Plan:
         )
 
 
+def _is_wanted(name: str, settings: Settings, wants_rabbitmq: bool) -> bool:
+    """Whether `up` listens on this address."""
+    if name == "amqp_bind":
+        return wants_rabbitmq
+    if name.startswith("mqtt_"):
+        return settings.mqtt_url is None and (name != "mqtt_cert_bind" or find_mosquitto() is not None)
+    return True
+
+
 def make(
     settings: Settings,
     data: DataDir,
@@ -75,13 +95,16 @@ def make(
 
     `old` is the embedded.json of the last run, `files` gives the broker's files (see mqtt.Mosquitto).
     """
-    needs_servers = not (settings.database_url and settings.redis_url and settings.mqtt_url)
+    wants_rabbitmq = settings.amqp_url is None and find_rabbitmq() is not None
+    needs_servers = wants_rabbitmq or not (settings.database_url and settings.redis_url and settings.mqtt_url)
     account = current() if needs_servers else Account()
-    plan = Plan(data, account)
+    plan = Plan(data, account, has_amqp=wants_rabbitmq or settings.amqp_is_on)
+    if not plan.has_amqp:
+        installs = "" if settings.amqp_url else ": RabbitMQ is not installed; `make run WITH_AMQP=1` installs it"
+        console.warn("amqp", f"off{installs}")
     taken: set[int] = set()
     for name in BINDS:
-        is_wanted = settings.mqtt_url is None or not name.startswith("mqtt_")
-        if is_wanted and (name != "mqtt_cert_bind" or find_mosquitto() is not None):
+        if _is_wanted(name, settings, wants_rabbitmq):
             plan.values[name] = _bind(settings, name, taken, console)
     if not settings.secret_key.get_secret_value():
         plan.values["secret_key"] = data.secret_key()
@@ -90,9 +113,12 @@ def make(
         base = service_dir(data.path, account)
         if base != data.path:
             console.warn("data", f"other users cannot enter {data.path}; the databases are in {base}")
-        _databases(plan, settings, base, _inner_ports(old, taken))
+        inner = _inner_ports(old, taken)
+        _databases(plan, settings, base, inner)
         if settings.mqtt_url is None:
             _broker(plan, base, console, files)
+        if wants_rabbitmq:
+            _rabbitmq(plan, base, inner)
     return plan
 
 
@@ -147,8 +173,18 @@ def _broker(plan: Plan, base: Path, console: Console, files: Callable[[], Mappin
     plan.values |= {"mqtt_url": plan.broker.url, "mqtt_admin_url": None, "mqtt_broker": "amqtt"}
 
 
+def _rabbitmq(plan: Plan, base: Path, port: Callable[[str], int]) -> None:
+    host, public = plan.bind("amqp_bind")
+    inner = InnerPorts(port("amqp_management_url"), port(""), port(""))
+    plan.rabbitmq = RabbitMQ(base, ServiceUsers(plan.data.secrets), plan.data.logs, host, public, inner, plan.account)
+    plan.values |= {"amqp_url": plan.rabbitmq.url, "amqp_management_url": plan.rabbitmq.management_url}
+
+
 def _environment(data: DataDir, values: Mapping[str, Any]) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    if not environment.get("IIOT_AMQP_URL"):
+        # Empty means not set, and would hide the address of the embedded one.
+        environment.pop("IIOT_AMQP_URL", None)
     for name in BINDS:
         if name in values:
             environment[f"{config.PREFIX}{name.upper()}"] = str(values[name])

@@ -184,6 +184,13 @@ class Supervisor:
             slot.restart_at = time.monotonic() + slot.delay
             slot.delay = min(slot.delay * 2, LONGEST_DELAY)
 
+    def drop(self, slot: Slot) -> None:
+        """Stop a program and forget it."""
+        if slot.child is not None:
+            slot.child.stop()
+        self.slots.remove(slot)
+        self._changed(self.slots)
+
     def renew(self, slot: Slot) -> None:
         """Stop a program in order and start it again with fresh preparation."""
         if slot.child is not None:

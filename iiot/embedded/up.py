@@ -38,6 +38,7 @@ class Up:
         self.plan: plan.Plan
         self._files: Mapping[str, str] | None = None
         self._broker: Slot | None = None
+        self._rabbitmq: Slot | None = None
         self._rebuilt = 0.0
         self._asked_admin = 0.0
         self._admin: dict[str, str | None] = {}
@@ -73,9 +74,11 @@ class Up:
         self.data.remove("embedded.json")
         self.plan = plan.make(config.read(), self.data, self.console, self._broker_files, before)
         self._serve_metrics()
+        self._launch_rabbitmq()
         self._databases()
         self._prepare()
         self._start_broker()
+        self._wait_for_rabbitmq()
         self._start_portal()
         self._announce()
 
@@ -121,6 +124,26 @@ class Up:
         kind = "Mosquitto" if isinstance(broker, Mosquitto) else "amqtt"
         self.console.step("broker", f"{kind} on {broker.host}:{broker.port}")
 
+    def _launch_rabbitmq(self) -> None:
+        """First of all and without waiting, as it takes the longest."""
+        if rabbitmq := self.plan.rabbitmq:
+            self._rabbitmq = self.supervisor.launch("rabbitmq", rabbitmq.program, STAGE_BROKER)
+
+    def _wait_for_rabbitmq(self) -> None:
+        """Without it the portal runs all the same, and says so."""
+        slot, rabbitmq = self._rabbitmq, self.plan.rabbitmq
+        if slot is None or rabbitmq is None:
+            return
+        try:
+            self.supervisor.wait(slot, attempts=2)
+        except EmbeddedError as error:
+            self.console.fail("rabbitmq", f"AMQP is off: {error}")
+            self.supervisor.drop(slot)
+            self.plan.without_amqp()
+            self._save_values()
+        else:
+            self.console.step("rabbitmq", f"on {rabbitmq.host}:{rabbitmq.port}")
+
     def _start_portal(self) -> None:
         configuration = str(ROOT / "config" / "gunicorn.conf.py")
         make, python = self.supervisor.launch, self.plan.python
@@ -133,6 +156,8 @@ class Up:
         ]
         if "coap_bind" in self.plan.values:
             slots.append(make("coap", partial(python, "coap", ["protocols", "run", "coap"]), STAGE_PORTAL))
+        if self.plan.has_amqp:
+            slots.append(make("amqp", partial(python, "amqp", ["protocols", "run", "amqp"]), STAGE_PORTAL))
         listens = partial(is_open, *self.plan.bind("opcua_bind"))
         opcua = partial(python, "opcua", ["protocols", "run", "opcua"], listens)
         slots.append(make("opcua", opcua, STAGE_PORTAL))
@@ -157,7 +182,7 @@ class Up:
         say, strong = self.console.say, self.console.strong
         say()
         say(f"  The portal is ready after {self.console.elapsed:.1f} s:  {strong(self.plan.http)}")
-        for scheme, name in (("mqtt", "mqtt_bind"), ("coap", "coap_bind")):
+        for scheme, name in (("mqtt", "mqtt_bind"), ("coap", "coap_bind"), ("amqp", "amqp_bind")):
             if address := self._address(name):
                 say(f"  Devices send to {scheme}://{address['host']}:{address['port']}")
         say(f"  OPC UA clients connect to {self._opcua_url()}")
@@ -173,7 +198,7 @@ class Up:
             "http": self.plan.http,
             "mqtt": self._mqtt(),
             "coap": self._address("coap_bind"),
-            "amqp": None,
+            "amqp": {"url": self.plan.rabbitmq.address} if self.plan.rabbitmq else None,
             "opcua": {"url": self._opcua_url()},
             "metrics": f"http://{self.plan.values['metrics_bind']}/metrics",
             "admin": {"email": self._admin.get("email"), "password": self._admin.get("password")},

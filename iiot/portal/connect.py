@@ -174,18 +174,21 @@ def _coap(place: Place) -> Entry:
 
 def _amqp(place: Place) -> Entry:
     address = place.address("amqp")
-    if address is None and place.settings.amqp_url:
-        url = urlsplit(place.settings.amqp_url)
-        address = (url.hostname, url.port or 5672) if url.hostname else None
-    if address is None or place.running is None or "amqp" not in place.running:
-        off = "No RabbitMQ is connected. Install one, or set IIOT_AMQP_URL, and start the adapter: python -m protocols run amqp"
+    if not place.settings.amqp_is_on or place.running is None or "amqp" not in place.running:
+        off = "No RabbitMQ is connected. Install one (make run WITH_AMQP=1), or set IIOT_AMQP_URL and start the adapter: python -m protocols run amqp"
         return Entry("amqp", "AMQP", off=off)
+    if address is None:
+        url = urlsplit(place.settings.amqp_url or "")
+        address = (url.hostname or place.host, url.port or 5672)
     text = (
-        f"amqp-publish --url='amqp://{place.uid}:{place.token}@{joined(address)}/' \\\n"
-        f"  -e iiot -r telemetry.{place.uid} -C application/json \\\n"
+        f"amqp-publish -u 'amqp://{place.user}:{place.token}@{joined(address)}' \\\n"
+        f"  -e iiot -r telemetry.{place.uid} -p -C application/json \\\n"
         f"  -b {READING}"
     )
-    note = "From the package amqp-tools. The broker keeps the message until the portal has stored it."
+    note = (
+        "From the package amqp-tools. The broker keeps the message until the portal has stored it. "
+        f"Commands wait in the queue command.{place.uid}, which is there after the first message."
+    )
     return Entry("amqp", "AMQP", joined(address), (Snippet("AMQP", text),), note)
 
 
@@ -219,7 +222,7 @@ def page(device: Device, issued: credentials.Issued | None = None, token: str | 
     """The Connect tab. With a token just made (`issued`, or `token` of a new device) it is shown, and the browser gives the page its own address,
     so that a reload sends no form."""
     token = issued.token if issued else token
-    # HTTP, CoAP and AMQP take every token of the device with its uid; the MQTT broker knows the later ones by names of their own.
+    # HTTP and CoAP take every token of the device with its uid; the brokers know the later ones by names of their own.
     user = issued.user_name if issued else device.uid
     place = Place(config.load(), request.host_url, device.uid, token or PLACEHOLDER, user, adapters.running())
     return render_template(

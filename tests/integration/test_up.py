@@ -117,6 +117,11 @@ def test_the_opcua_server_answers(stack: Stack) -> None:
     eventually(lambda: said() == "ok")
 
 
+def test_amqp_is_off_where_it_is_told_to_be(stack: Stack) -> None:
+    assert stack.run["amqp"] is None
+    assert "amqp        off" in stack.console()
+
+
 def test_files_with_secrets_are_private(stack: Stack) -> None:
     for name in (
         "run.json",

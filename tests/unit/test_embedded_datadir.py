@@ -98,12 +98,15 @@ def test_outside_services_are_used_and_not_started(tmp_path: Path) -> None:
         database_url="postgresql://someone@db.example/iiot",
         redis_url="redis://cache.example",
         mqtt_url="mqtt://adapter:secret@broker.example",
+        amqp_url="amqp://adapter:secret@queue.example",
     )
     made = plan.make(settings, DataDir(tmp_path), Console(color=False), dict, {})
     assert (made.postgres, made.valkey, made.broker) == (None, None, None)
     assert set(made.values) == {"http_bind", "coap_bind", "opcua_bind", "metrics_bind"}
-    without = settings.model_copy(update={"coap_plain": False})
-    assert "coap_bind" not in plan.make(without, DataDir(tmp_path), Console(color=False), dict, {}).values
+    assert made.has_amqp
+    assert not plan.make(
+        settings.model_copy(update={"amqp_url": "off"}), DataDir(tmp_path), Console(False), dict, {}
+    ).has_amqp
 
 
 def test_the_databases_stay_in_a_data_dir_that_their_user_reaches(tmp_path: Path) -> None:
