@@ -76,6 +76,8 @@ def furnished(account: Account, stack: services.Stack) -> dict[str, Any]:
     )
     with pytest.raises(Exception, match="HTTP"):
         account.send(device, b"not json at all " * 20)
+    for kind in ("light", "sensor"):
+        account.call("POST", "/entities", {"device_id": device["id"], "kind": kind, "name": "a-long-name-" + "x" * 28})
     path, own = f"/devices/{device['id']}/commands", (device["id"], device["token"])
     for number in range(5):
         account.call(
@@ -100,6 +102,7 @@ def paths(device: dict[str, Any]) -> list[str]:
         "/devices?q=nothing-has-this-name",
         "/devices/inbox",
         "/devices/inbox?state=ignored",
+        "/devices/entities",
         f"/devices/{device['gateway']}/settings",
         "/password",
         "/audit",

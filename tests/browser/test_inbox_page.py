@@ -118,3 +118,27 @@ def test_a_home_is_claimed_and_given_up_and_the_switch_is_in_the_settings(
     tenant = account.call("GET", "/auth/me")["tenant"]["id"]
     assert account.call("GET", f"/tenants/{tenant}")["discovery"] == "auto"
     account.call("PATCH", f"/tenants/{tenant}", {"discovery": "inbox"})
+
+
+def test_a_lamp_is_switched_and_dimmed(page: Page, account: Account, watch: Any) -> None:
+    device, name = account.add_device("Desk"), f"lamp-{secrets.token_hex(3)}"
+    account.call("POST", "/entities", {"device_id": device["id"], "kind": "light", "name": name})
+    own = (device["id"], device["token"])
+    account.send(device, {f"light/{name}/state": "OFF", f"light/{name}/brightness": 7})
+    page.goto("/devices/entities")
+    row = page.locator("[data-entity]").filter(has_text=name)
+    expect(row).to_contain_text("OFF")
+    page.get_by_role("button", name=f"Switch {name} ON").click()
+    expect(page.get_by_text("The order is on its way.")).to_be_visible()
+    [given] = account.call("GET", "/commands?wait=5", basic=own)["items"]
+    assert given["params"] == {"entity": f"light/{name}", "state": "ON"}
+    account.send(device, {f"light/{name}/state": "ON"})
+    account.call("POST", f"/commands/{given['id']}/result", {"status": "done"}, own)
+    # Without a reload.
+    expect(row).to_contain_text("ON")
+    page.get_by_role("button", name=f"Dim {name}").click()
+    page.get_by_role("dialog").get_by_label("Brightness").fill("55")
+    page.get_by_role("dialog").get_by_role("button", name="Set").click()
+    expect(page.get_by_text("The order is on its way.")).to_be_visible()
+    [given] = account.call("GET", "/commands?wait=5", basic=own)["items"]
+    assert given["params"] == {"entity": f"light/{name}", "brightness": 55}
