@@ -15,7 +15,7 @@ from sqlalchemy import CursorResult, case, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from iiot import clock, ids, tenancy
-from iiot.models import Command, Device, Tenant
+from iiot.models import Command, Device, Home, Tenant
 from iiot.payloads import PayloadError
 from iiot.services import command_life, commands
 from iiot.tenancy import Scope
@@ -104,7 +104,7 @@ def deliver(protocol: str, give: Callable[[Order], bool]) -> bool:
     with tenancy.work(tenancy.system("ingest")) as db:
         now = clock.now()
         command = db.scalar(_waiting(protocol, now))
-        if command is None or not give(_order(command)):
+        if command is None or not give(_order(db, command)):
             return False
         _send(db, command, protocol, now)
         return True
@@ -141,8 +141,8 @@ def _send(db: Session, command: Command, protocol: str, now: datetime) -> None:
     commands.tell(db, command)
 
 
-def _order(command: Command) -> Order:
-    device, entity = command.device, command.entity
+def _order(db: Session, command: Command) -> Order:
+    device = command.device
     gateway_uid = device.gateway_uid
     return Order(
         gateway_uid or device.uid,
@@ -151,8 +151,17 @@ def _order(command: Command) -> Order:
         command.params,
         command.expires_at,
         device.child_name if gateway_uid else None,
-        entity.address if entity and gateway_uid else None,
+        _address(db, command) if gateway_uid else None,
     )
+
+
+def _address(db: Session, command: Command) -> str | None:
+    """Where the entity is told, as long as its home is the gateway's: one that was given up may be somebody else's by now."""
+    if command.entity is None or command.entity.address is None:
+        return None
+    home = command.entity.address.split("/")[1]
+    own = (Home.tenant_id == command.tenant_id, Home.device_id == command.device.gateway_id, Home.name == home)
+    return command.entity.address if db.scalar(select(Home.id).where(*own)) is not None else None
 
 
 def poll(scope: Scope, device_id: int) -> Order | None:
@@ -184,7 +193,7 @@ def poll(scope: Scope, device_id: int) -> Order | None:
             return None
         if command.state == "queued":
             _send(db, command, HTTP, now)
-        return _order(command) if command.protocol == HTTP else None
+        return _order(db, command) if command.protocol == HTTP else None
 
 
 def take(db: Session, answer: Answer) -> PayloadError | None:
