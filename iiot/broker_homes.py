@@ -11,6 +11,15 @@ from sqlalchemy.orm import Session
 from iiot import broker
 from iiot.models import Device, Home
 
+# The homes of all gateways, as a broker of our own last read them: the module of such a broker runs twice, as a program and as a plugin of amqtt.
+known: dict[str, list[str]] = {}
+
+
+def remember(homes: dict[str, list[str]]) -> None:
+    """Replace `known` in one step: an event loop reads it meanwhile."""
+    global known
+    known = homes
+
 
 def stored(db: Session) -> dict[str, list[str]]:
     """The homes of every gateway that has some, by its uid. For a session of the scope "provision"."""

@@ -2,6 +2,16 @@
 
 # Codes of problems that are raised beside the table in iiot/web/problems.py: what they mean.
 MORE_PROBLEMS = {
+    "already-there": "The gateway has a device of this name already.",
+    "device-gone": "The device of an entity that waits in the inbox is no longer there.",
+    "entity-exists": "The device has an entity of this kind and name.",
+    "entity-read-only": "Entities of the kinds sensor and binary_sensor cannot be controlled.",
+    "has-gateway": "A gateway sends for the device already.",
+    "home-name-taken": "The name of a home exists once in the whole installation; take another one.",
+    "is-gateway": "A gateway cannot be below another one.",
+    "not-a-device": "What waits in the inbox is an entity; it has no name, type or site of its own and is not merged.",
+    "not-a-gateway": "The device is no gateway; mark it as one first.",
+    "too-many-homes": "A gateway speaks for at most 20 homes.",
     "already-invited": "The address has an invitation that waits; send it again or revoke it.",
     "already-member": "The person is a member of the tenant.",
     "builtin-role": "A built-in role cannot be changed or deleted.",
@@ -45,6 +55,15 @@ MORE_PROBLEMS = {
 REFUSALS = {
     "answer-invalid": 'An answer to a command is `{"status": "done" or "failed", "result": …}` with at most 8 KiB of result.',
     "command-finished": "The command is done, failed, expired or cancelled already, and this is another answer.",
+    "child-ignored": "Somebody of the tenant has ignored this child or entity; nothing of it is kept.",
+    "child-name-invalid": "The name of a child has 1 to 200 characters, no control characters and no blanks at its ends.",
+    "child-waiting": "The child or entity waits in the portal's inbox for an approval; its newest message is kept there.",
+    "inbox-full": "A hundred things of this gateway wait in the inbox; approve or ignore some.",
+    "not-a-gateway": "The device is not marked as a gateway, so it sends for nobody else.",
+    "state-invalid": "The state of an entity is none: ON or OFF of a light or switch, a brightness from 0 to 100.",
+    "too-many-children": "A message of a gateway speaks of more than 1,000 children.",
+    "topic-invalid": "A level of a topic of the smart-home scheme is not 1 to 40 characters of `A-Za-z0-9_.:-`.",
+    "unknown-home": "No gateway speaks for this home.",
     "ack-not-boolean": "`ack` is neither `true` nor `false`.",
     "device-disabled": "The device is switched off in the portal.",
     "cbor-type": "The CBOR holds what JSON does not have: a tag, a byte string, `undefined`, a key that is no text.",

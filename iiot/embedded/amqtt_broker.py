@@ -40,10 +40,6 @@ CHECK_SECONDS = 0.5
 CHECKS_AT_ONCE = 4
 
 
-# The homes of gateways that have logged in, by uid; read anew with every login and every look at who must leave.
-homes: dict[str, list[str]] = {}
-
-
 def allowed(user: str, topic: str, action: Action) -> bool:
     """Whether a user may publish to, subscribe to or receive from a topic: the same rules as Mosquitto's roles."""
     is_publish = action == Action.PUBLISH
@@ -56,7 +52,9 @@ def allowed(user: str, topic: str, action: Action) -> bool:
     # As in a pattern of MQTT, "up/#" is also "up".
     if f"{topic}/".startswith(f"iiot/{login[0]}/{'up' if is_publish else 'down'}/"):
         return True
-    own = [each.replace("+", home, 1) for home in homes.get(login[0], ()) for each in _of_homes(is_publish)]
+    own = [
+        each.replace("+", home, 1) for home in broker_homes.known.get(login[0], ()) for each in _of_homes(is_publish)
+    ]
     return any(_matches(topic, pattern) for pattern in own)
 
 
@@ -73,11 +71,9 @@ def _matches(topic: str, pattern: str) -> bool:
 
 
 def _read_homes() -> None:
-    global homes
+    """With every login and every look at who must leave."""
     with tenancy.work(tenancy.system("device-sign-in")) as db:
-        found = broker_homes.stored(db)
-    # In one step: the event loop reads it meanwhile.
-    homes = found
+        broker_homes.remember(broker_homes.stored(db))
 
 
 class Gate:

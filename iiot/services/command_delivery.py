@@ -15,7 +15,7 @@ from sqlalchemy import CursorResult, case, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from iiot import clock, ids, tenancy
-from iiot.models import Command, Device, Tenant
+from iiot.models import Command, Device, Home, Tenant
 from iiot.payloads import PayloadError
 from iiot.services import command_life, commands
 from iiot.tenancy import Scope
@@ -108,8 +108,11 @@ def deliver(protocol: str, give: Callable[[Order], bool], among: Collection[str]
     with tenancy.work(tenancy.system("ingest")) as db:
         now = clock.now()
         waiting = _waiting(protocol, now)
-        command = db.scalar(waiting if among is None else waiting.where(Device.uid.in_(among)))
-        if command is None or not give(_order(command)):
+        if among is not None:
+            # Those of children are handed to their gateway.
+            waiting = waiting.where(or_(Device.uid.in_(among), _GATEWAY.uid.in_(among)))
+        command = db.scalar(waiting)
+        if command is None or not give(_order(db, command)):
             return False
         _send(db, command, protocol, now)
         return True
@@ -147,8 +150,8 @@ def _send(db: Session, command: Command, protocol: str, now: datetime) -> None:
     commands.tell(db, command)
 
 
-def _order(command: Command) -> Order:
-    device, entity = command.device, command.entity
+def _order(db: Session, command: Command) -> Order:
+    device = command.device
     gateway_uid = device.gateway_uid
     return Order(
         gateway_uid or device.uid,
@@ -157,8 +160,17 @@ def _order(command: Command) -> Order:
         command.params,
         command.expires_at,
         device.child_name if gateway_uid else None,
-        entity.address if entity and gateway_uid else None,
+        _address(db, command) if gateway_uid else None,
     )
+
+
+def _address(db: Session, command: Command) -> str | None:
+    """Where the entity is told, as long as its home is the gateway's: one that was given up may be somebody else's by now."""
+    if command.entity is None or command.entity.address is None:
+        return None
+    home = command.entity.address.split("/")[1]
+    own = (Home.tenant_id == command.tenant_id, Home.device_id == command.device.gateway_id, Home.name == home)
+    return command.entity.address if db.scalar(select(Home.id).where(*own)) is not None else None
 
 
 def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
@@ -192,7 +204,7 @@ def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
             return None
         if command.state == "queued":
             _send(db, command, protocol, now)
-        return _order(command) if command.protocol == protocol else None
+        return _order(db, command) if command.protocol == protocol else None
 
 
 def take(db: Session, answer: Answer) -> PayloadError | None:

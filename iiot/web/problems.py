@@ -20,6 +20,7 @@ TYPE_PREFIX = "/problems/"
 # What the documentation says about each kind of problem. A code missing here still works; the table in /docs is made of these.
 CODES = {
     "bad-request": "The request cannot be understood.",
+    "too-many-entities": "A device has at most 200 entities.",
     "ambiguous-credentials": "A cookie and an Authorization header came together; send one of them.",
     "unauthorized": "No credentials, wrong ones, or expired ones: sign in or refresh.",
     "forbidden": "The credentials are good and do not allow this.",

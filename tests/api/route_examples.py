@@ -158,6 +158,7 @@ FORMS: dict[str, Example] = {
     "POST /devices/<uid>/enabled": lambda ids, n: {"enabled": "true"},
     "POST /devices/<uid>/homes": lambda ids, n: {"home": f"home-{n}"},
     "POST /devices/<uid>/homes/<home_id>/delete": lambda ids, n: {},
+    "POST /devices/entities/<entity_id>/control": lambda ids, n: {"state": "ON", "brightness": str(n % 101)},
     "POST /devices/inbox/approve": lambda ids, n: {"ids": [ids["discovery"]]},
     "POST /devices/inbox/<discovery_id>/approve": lambda ids, n: {"name": f"child {n}", "site": ids["site"]},
     "POST /devices/inbox/<discovery_id>/ignore": lambda ids, n: {},

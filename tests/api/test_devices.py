@@ -49,6 +49,8 @@ def test_a_device_is_created_with_its_token_and_read_without(admin: Person) -> N
         "external_id": "P-1",
         "site": None,
         "needs_approval": False,
+        "gateway": None,
+        "child_name": None,
     }
     assert device["created_at"].endswith("Z")
     read = admin.get(f"/devices/{device['id']}")

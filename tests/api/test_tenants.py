@@ -38,7 +38,8 @@ def test_a_member_sees_his_tenants_alone(person: Make) -> None:
     assert [each["id"] for each in page["items"]] == [second.uid, one.tenant.uid]
     assert page["total"] == 2
     assert one.get(f"/tenants/{second.uid}").get_json().keys() == {
-        "id", "name", "slug", "status", "status_reason", "delete_at", "timezone", "require_mfa", "colour", "plan", "created_at",
+        "id", "name", "slug", "status", "status_reason", "delete_at", "timezone", "require_mfa", "discovery", "colour", "plan",
+        "created_at",
     }  # fmt: skip
     for path in ("", "/quota", "/stats"):
         assert one.get(f"/tenants/{second.uid}{path}").status_code == 200

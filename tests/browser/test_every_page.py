@@ -1,12 +1,15 @@
 """What must hold on every page: nothing wider than the screen, no complaint of the browser, names for every control, readable contrast, nothing
 inline and nothing from elsewhere."""
 
+import json
 from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests import services
 from tests.browser.conftest import Account, Watch
+from tests.browser.test_inbox_page import bring, waiting
 
 # Each control has a name that a screen reader can say.
 NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), select, textarea, button, a[href]")]
@@ -49,12 +52,18 @@ FAINT = """() => {
 
 
 @pytest.fixture(scope="session")
-def furnished(account: Account) -> dict[str, Any]:
-    """A device with readings, a long name, a refused message and commands."""
+def furnished(account: Account, stack: services.Stack) -> dict[str, Any]:
+    """A device with readings, a long name, a refused message, and commands; a gateway with a home that has brought others."""
     device = account.add_device(
         "A device whose name is rather long, as people in plants like them " + "x" * 60,
         tags=["hall-b", "a-longer-tag-than-usual"],
     )
+    gateway = account.add_device("A gateway", is_gateway=True)
+    account.call("POST", "/homes", {"name": f"home-{gateway['id']}", "device_id": gateway["id"]})
+    bring(stack, gateway, json.dumps({f"child {number} {'x' * 80}": {"key": "y" * 300} for number in range(3)}))
+    waiting(account, gateway, 3)
+    [first, *_] = account.call("GET", f"/discoveries?gateway={gateway['id']}")["items"]
+    account.call("POST", f"/discoveries/{first['id']}/ignore")
     account.send(
         device,
         {
@@ -69,6 +78,8 @@ def furnished(account: Account) -> dict[str, Any]:
         account.send(device, b"not json at all " * 20)
     device["rejected"] = account.call("GET", f"/rejected?device={device['id']}")["items"][0]["id"]
     account.call("POST", f"/devices/{device['id']}/oscore", {"name": "A key with a long name " + "x" * 60})
+    for kind in ("light", "sensor"):
+        account.call("POST", "/entities", {"device_id": device["id"], "kind": kind, "name": "a-long-name-" + "x" * 28})
     path, own = f"/devices/{device['id']}/commands", (device["id"], device["token"])
     for number in range(5):
         account.call(
@@ -80,7 +91,7 @@ def furnished(account: Account) -> dict[str, Any]:
     [given] = account.call("GET", "/commands", basic=own)["items"]
     account.call("POST", f"{path}/{given['id']}/cancel")
     account.call("GET", "/commands", basic=own)
-    return device
+    return device | {"gateway": gateway["id"]}
 
 
 def paths(device: dict[str, Any]) -> list[str]:
@@ -104,6 +115,10 @@ def paths(device: dict[str, Any]) -> list[str]:
         "/devices",
         "/devices?add=1",
         "/devices?q=nothing-has-this-name",
+        "/devices/inbox",
+        "/devices/inbox?state=ignored",
+        "/devices/entities",
+        f"/devices/{device['gateway']}/settings",
         "/password",
         "/audit",
         "/audit?q=nothing-has-this-text",

@@ -12,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from iiot import tenancy
 from iiot.config import Settings
 from iiot.embedded import mqtt, ports
-from iiot.services import devices, tenants
+from iiot.services import devices, homes, tenants
 from tests import services
 from tests.services import eventually
 
@@ -111,6 +111,29 @@ def test_a_device_reaches_its_own_topics_and_no_other(broker: Broker) -> None:
     assert device.granted == [1, 0x80, 0x80]
     adapter.client.publish(f"iiot/{uid}/down/command", b"go", 1)
     eventually(lambda: device.received == [(f"iiot/{uid}/down/command", b"go")])
+
+
+def test_a_gateway_speaks_in_its_home_and_in_no_other(broker: Broker) -> None:
+    (uid, token), (other, other_token) = broker.device(), broker.device()
+    with tenancy.work(tenancy.of(broker.operator)) as db:
+        devices.change(db, uid, {"is_gateway": True})
+        homes.claim(db, "villa", uid)
+    adapter, gateway, neighbour = broker.adapter(), broker.connect(uid, token), broker.connect(other, other_token)
+    adapter.client.subscribe([("home/+/+/+/+/state", 1), ("home/+/+/status", 1)])
+    gateway.client.subscribe([("home/villa/+/+/+/set", 1), ("home/villa/#", 1), ("home/+/+/+/+/set", 1)])
+    neighbour.client.subscribe([("home/villa/+/+/+/set", 1), ("home/#", 1)])
+    eventually(lambda: (len(adapter.granted), len(gateway.granted), len(neighbour.granted)) == (3, 3, 2))
+    assert adapter.granted == [1, 1, 1]
+    assert gateway.granted == [1, 0x80, 0x80]
+    assert neighbour.granted == [0x80, 0x80]
+    neighbour.client.publish("home/villa/hall/light/a/state", b"forged", 1)
+    gateway.client.publish("home/hut/hall/light/a/state", b"forged", 1)
+    gateway.client.publish("home/villa/hall/light/a/set", b"forged", 1)
+    gateway.client.publish("home/villa/hall/light/a/state", b"ON", 1)
+    eventually(lambda: adapter.received == [("home/villa/hall/light/a/state", b"ON")])
+    adapter.client.publish("home/villa/hall/light/a/set", b"OFF", 1)
+    eventually(lambda: gateway.received == [("home/villa/hall/light/a/set", b"OFF")])
+    assert neighbour.received == []
 
 
 def test_wrong_tokens_names_and_client_ids_are_refused(broker: Broker) -> None:

@@ -182,7 +182,7 @@ def test_a_young_device_is_not_missed(mosquitto: MosquittoServer, pump: Device) 
 
 def test_open_defaults_are_closed(mosquitto: MosquittoServer) -> None:
     assert broker.secure_defaults() is False
-    broker._ask([{"command": "setDefaultACLAccess", "acls": [{"acltype": "publishClientReceive", "allow": True}]}])
+    broker.ask([{"command": "setDefaultACLAccess", "acls": [{"acltype": "publishClientReceive", "allow": True}]}])
     assert broker.secure_defaults() is True
     assert broker.secure_defaults() is False
 

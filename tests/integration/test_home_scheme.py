@@ -299,3 +299,23 @@ def test_a_node_is_not_approved_twice_and_an_entity_without_its_node_not_at_all(
         devices.remove(db, uid)
     with tenancy.work(tenancy.of(hub.tenant)) as db, pytest.raises(Conflict, match="no longer there"):
         discoveries.approve(db, row.uid)
+
+
+def test_nothing_is_told_in_a_home_that_is_somebody_elses_by_now(broker: MosquittoServer, hub: Hub) -> None:
+    take_all(hub.tenant)
+    with online(broker, hub) as device:
+        hub.say(device, "hall/light/a/state", "OFF")
+        entity = eventually(lambda: hub.entities().get("light/a"), 30)
+    other = Gateway(factories.make_tenant())
+    with tenancy.work(tenancy.of(hub.tenant)) as db:
+        homes.release(db, hub.home_uid)
+    with tenancy.work(tenancy.of(other.tenant)) as db:
+        homes.claim(db, hub.home, other.uid)
+    with online(broker, hub) as device, online(broker, other) as stranger:
+        assert stranger.subscribe(f"home/{hub.home}/+/+/+/set")
+        command = hub.control(entity.uid, state="ON")
+        [given] = eventually(lambda: notices(device, "command"), 30)
+        assert (given["id"], given["device"]) == (command, f"{hub.home}/hall")
+        assert given["params"] == {"entity": "light/a", "state": "ON"}
+        eventually(lambda: state_of(command) == "sent", 30)
+    assert asked(stranger) == []

@@ -16,14 +16,15 @@ Connections = tuple["psycopg2.extensions.connection", "psycopg2.extensions.conne
 
 # Every table with a policy for the tenants' role. A new one belongs here, and a row for it in isolation_checks.fill.
 TABLES = (
-    "api_key", "audit", "command", "connection_event", "credential", "device", "device_certificate", "invitation", "latest", "membership", "membership_limit",
-    "quota", "rejected_message", "role", "rollup_1h", "service_account", "signal", "site", "telemetry", "telemetry_batch",
+    "api_key", "audit", "command", "connection_event", "credential", "device", "device_certificate", "discovery", "entity", "home",
+    "invitation", "latest", "membership", "membership_limit", "oscore_context", "quota", "rejected_message", "role", "rollup_1h",
+    "service_account", "signal", "site", "telemetry", "telemetry_batch",
     "tenant", "usage_day", "user_account",
 )  # fmt: skip
 # The tenants' role may insert here; on the others no right exists that WITH CHECK could limit, which a test proves.
 INSERTABLE = (
-    "api_key", "audit", "command", "connection_event", "credential", "device", "device_certificate", "invitation", "membership", "membership_limit",
-    "role", "service_account", "site",
+    "api_key", "audit", "command", "connection_event", "credential", "device", "device_certificate", "discovery", "entity", "home",
+    "invitation", "membership", "membership_limit", "oscore_context", "role", "service_account", "site",
 )  # fmt: skip
 # Closed to the tenants' role: a policy for it would limit nothing, as it holds no right, which a test proves.
 CLOSED = ("audit_head", "password_reset", "pending_registration", "plan", "recovery_code", "second_factor", "session")
