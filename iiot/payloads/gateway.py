@@ -44,7 +44,12 @@ def parse_children(payload: bytes, content_type: str | None, now_ms: int) -> dic
     """Child → (what it says, or why nothing of it counts; its part of the message as JSON). Raises PayloadError for the whole message."""
     form = form_of(content_type)
     if form not in ("", CBOR):
-        raise PayloadError("unsupported-content-type", "a gateway sends JSON or application/cbor", "application/json")
+        raise PayloadError(
+            "unsupported-content-type",
+            "a gateway sends JSON or application/cbor",
+            "content_type",
+            f"application/json, {CBOR}",
+        )
     check_envelope(payload)
     data = decode(payload, form)
     if not isinstance(data, dict):
@@ -53,7 +58,10 @@ def parse_children(payload: bytes, content_type: str | None, now_ms: int) -> dic
         raise PayloadError("empty", "the message names no child")
     if len(data) > MAX_CHILDREN:
         raise PayloadError(
-            "too-many-children", f"a message speaks of at most {MAX_CHILDREN} children", str(MAX_CHILDREN)
+            "too-many-children",
+            f"a message speaks of at most {MAX_CHILDREN} children",
+            "children_per_message",
+            MAX_CHILDREN,
         )
     parts: dict[str, Part] = {}
     readings = 0
@@ -70,7 +78,7 @@ def parse_children(payload: bytes, content_type: str | None, now_ms: int) -> dic
 def _part(name: str, content: Any, now_ms: int) -> Parsed | PayloadError:
     if not is_child_name(name):
         reason = f"{shown(name)} is not the name of a child: 1 to {MAX_CHILD_NAME} characters, no control characters"
-        return PayloadError("child-name-invalid", reason, str(MAX_CHILD_NAME))
+        return PayloadError("child-name-invalid", reason, "child_name_characters", MAX_CHILD_NAME)
     if not isinstance(content, dict | list):
         return PayloadError("not-an-object", f"a child has an object or a list of objects, not {kind_of(content)}")
     elements = content if isinstance(content, list) else [content]
@@ -118,7 +126,7 @@ def read_topic(topic: str) -> HomeTopic:
     for word in words:
         if WORD.fullmatch(word) is None:
             reason = f"{shown(word)} cannot be a level of the topic: 1 to 40 characters of A-Za-z0-9_.:-"
-            raise PayloadError("topic-invalid", reason, "40")
+            raise PayloadError("topic-invalid", reason, "topic_level_characters", 40)
     if levels[0] != "home":
         raise PayloadError("unknown-topic", f"nothing is expected on the topic {shown(topic)}; {_SCHEME}")
     return HomeTopic(*words)
@@ -128,7 +136,7 @@ def parse_status(payload: bytes) -> bool:
     """Whether a node says that it is online; raises PayloadError for any other word."""
     word = payload.strip().lower()
     if word not in (b"online", b"offline"):
-        raise PayloadError("status-invalid", "a status is the word online or offline", "online, offline")
+        raise PayloadError("status-invalid", "a status is the word online or offline", "status", "online, offline")
     return word == b"online"
 
 
@@ -147,7 +155,7 @@ def parse_state(topic: HomeTopic, payload: bytes, now_ms: int) -> Parsed:
             checked = _checked(topic.kind, key, value)
             full = f"{topic.part}/{key}"
             if isinstance(checked, PayloadError):
-                rejected.append(Rejected(index, checked.code, checked.reason, checked.limit, full))
+                rejected.append(Rejected(index, checked.code, checked.reason, checked.limit, full, checked.allowed))
             elif len(full) > 128:
                 rejected.append(
                     Rejected(index, "key-invalid", f"{shown(full)} is longer than 128 characters", "128", key)
@@ -159,7 +167,7 @@ def parse_state(topic: HomeTopic, payload: bytes, now_ms: int) -> Parsed:
             places.append(index)
     if not items and rejected:
         first = rejected[0]
-        raise PayloadError(first.code, first.reason, first.limit)
+        raise PayloadError(first.code, first.reason, first.limit, first.allowed)
     return Parsed(items, rejected, False, places)
 
 
@@ -180,7 +188,9 @@ def _plain(payload: bytes) -> Value:
         if isinstance(value, str):
             text = value
     if len(text) > MAX_STATE:
-        raise PayloadError("string-too-long", f"a state has at most {MAX_STATE} characters", str(MAX_STATE))
+        raise PayloadError(
+            "string-too-long", f"a state has at most {MAX_STATE} characters", "state_characters", MAX_STATE
+        )
     if not text.isprintable():
         raise PayloadError("state-invalid", "a state is ON, OFF, a number, true, false, a word or a JSON object")
     return text
@@ -198,9 +208,9 @@ def _checked(kind: str, key: str, value: Value) -> Value | PayloadError:
     if key == "state" and isinstance(value, str) and value.upper() in ("ON", "OFF"):
         return value.upper()
     if kind in SWITCHED and key == "state":
-        return PayloadError("state-invalid", f"the state of a {kind} is ON or OFF", "ON, OFF")
+        return PayloadError("state-invalid", f"the state of a {kind} is ON or OFF", "state", "ON, OFF")
     if key == "brightness":
         is_number = isinstance(value, float | int) and not isinstance(value, bool)
         if not is_number or not 0 <= value <= 100:  # type: ignore[operator]
-            return PayloadError("state-invalid", "the brightness is a number from 0 to 100", "0..100")
+            return PayloadError("state-invalid", "the brightness is a number from 0 to 100", "brightness", "0 to 100")
     return value
