@@ -158,7 +158,7 @@ def parse_state(topic: HomeTopic, payload: bytes, now_ms: int) -> Parsed:
                 rejected.append(Rejected(index, checked.code, checked.reason, checked.limit, full, checked.allowed))
             elif len(full) > 128:
                 rejected.append(
-                    Rejected(index, "key-invalid", f"{shown(full)} is longer than 128 characters", "128", key)
+                    Rejected(index, "key-invalid", f"{shown(full)} is longer than 128 characters", "key_characters", key, 128)
                 )
             else:
                 good[full] = checked

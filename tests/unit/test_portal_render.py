@@ -97,7 +97,8 @@ def test_coap_is_shown_when_its_address_is_known() -> None:
     assert "coap://[2001:db8::1]:5683/telemetry" in everywhere.snippets[0].text
     public = _entries(coap_public="coap.example:5683")["coap"]
     assert public.where == "coap.example:5683"
-    assert "IIOT_COAP_PLAIN" in _entries(coap_bind="127.0.0.1:5699", coap_plain=False)["coap"].off
+    sealed = _entries(coap_bind="127.0.0.1:5699", coap_plain=False)["coap"]
+    assert (sealed.snippets, "IIOT_COAP_PLAIN" in sealed.note) == ((), True)
 
 
 def test_a_protocol_that_does_not_run_says_how_to_turn_it_on() -> None:
@@ -113,7 +114,7 @@ def test_a_protocol_that_does_not_run_says_how_to_turn_it_on() -> None:
 def test_amqp_and_opc_ua_are_shown_while_their_adapters_run() -> None:
     found = _entries("secret-token", running=ALL, amqp_url="amqp://adapter:hidden@rabbit.example:5673/")
     text = found["amqp"].snippets[0].text
-    assert f"--url='amqp://{'u' * 26}:secret-token@rabbit.example:5673/'" in text
+    assert f"-u 'amqp://{'u' * 26}:secret-token@rabbit.example:5673'" in text
     assert f"-e iiot -r telemetry.{'u' * 26}" in text
     assert "hidden" not in text
     assert found["opcua"].where == "opc.tcp://127.0.0.1:4840/iiot"
