@@ -54,7 +54,7 @@ def broker_files() -> dict[str, str]:
     passwords = ServiceUsers(Path(settings.data_dir) / "secrets").passwords()
     security = broker.dynsec_document(logins, passwords, certificates)
     pki = authority.ours()
-    crl = {"devices.crl": settings.crl_file.read_text()}
+    crl = {"devices.crl": settings.crl_path.read_text()}
     return {"dynamic-security.json": json.dumps(security)} | tls_files(pki, server_names(settings)) | crl
 
 
