@@ -125,11 +125,11 @@ class Settings(BaseSettings):
     certificate_days: int = Field(
         397, ge=1, le=3650, description="Longest life of a device's certificate, and its life unless less is asked for."
     )
-    mqtt_crl_file: Path | None = Field(
+    mqtt_crl_path: Path | None = Field(
         None,
         description="Where the list of revoked certificates is written for the broker. Unset: `devices.crl` in IIOT_PKI_DIR.",
     )
-    mqtt_pid_file: Path | None = Field(
+    mqtt_pid_path: Path | None = Field(
         None, description="PID file of Mosquitto, which gets SIGHUP when the list has changed. Unset: nobody is told."
     )
     coap_public: str | None = Field(
@@ -347,9 +347,9 @@ class Settings(BaseSettings):
         return self.pki_dir or self.data_dir / "pki"
 
     @property
-    def crl_file(self) -> Path:
+    def crl_path(self) -> Path:
         """The list of revoked certificates."""
-        return self.mqtt_crl_file or self.pki_folder / "devices.crl"
+        return self.mqtt_crl_path or self.pki_folder / "devices.crl"
 
     @property
     def coap_is_on(self) -> bool:

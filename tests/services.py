@@ -282,8 +282,8 @@ class MosquittoServer(Server):
             "mqtt_admin_url": self.mosquitto.admin_url,
             "mqtt_broker": "mosquitto",
             "pki_dir": self.pki.folder,
-            "mqtt_crl_file": self.mosquitto.crl_file,
-            "mqtt_pid_file": self.mosquitto.pid_file,
+            "mqtt_crl_path": self.mosquitto.crl_path,
+            "mqtt_pid_path": self.mosquitto.pid_file,
         } | {name: f"{self.host}:{port}" for name, port in self.ports.items()}
 
 

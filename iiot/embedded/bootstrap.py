@@ -55,7 +55,7 @@ def broker_files() -> dict[str, str]:
     passwords = ServiceUsers(Path(settings.data_dir) / "secrets").passwords()
     security = broker.dynsec_document(logins, passwords, certificates, homes)
     pki = authority.ours()
-    crl = {"devices.crl": settings.crl_file.read_text()}
+    crl = {"devices.crl": settings.crl_path.read_text()}
     return {"dynamic-security.json": json.dumps(security)} | tls_files(pki, server_names(settings)) | crl
 
 

@@ -81,7 +81,7 @@ class Mosquitto:
         return self.binds["mqtt_bind"][1]
 
     @property
-    def crl_file(self) -> Path:
+    def crl_path(self) -> Path:
         """The list of revoked certificates that the broker reads at SIGHUP."""
         return self.folder / "devices.crl"
 

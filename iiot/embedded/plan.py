@@ -166,7 +166,7 @@ def _broker(plan: Plan, base: Path, console: Console, files: Callable[[], Mappin
         broker = Mosquitto(base, users, plan.data.logs, binds, service_port, plan.account, files)
         plan.broker = broker
         plan.values |= {"mqtt_url": broker.url, "mqtt_admin_url": broker.admin_url, "mqtt_broker": "mosquitto"}
-        plan.values |= {"mqtt_crl_file": str(broker.crl_file), "mqtt_pid_file": str(broker.pid_file)}
+        plan.values |= {"mqtt_crl_path": str(broker.crl_path), "mqtt_pid_path": str(broker.pid_file)}
         return
     console.warn("broker", "Mosquitto is not installed: amqtt serves MQTT 3.1.1 to some hundred messages/s, in memory")
     plan.broker = Amqtt(users, plan.data.logs, binds, plan.environment)

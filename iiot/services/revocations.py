@@ -80,7 +80,7 @@ def _ready() -> authority.Pki:
 
 def _read() -> tuple[dict[int, datetime], datetime | None]:
     """What is on the list, and how long it holds; nothing when there is none that can be read."""
-    path = config.load().crl_file
+    path = config.load().crl_path
     try:
         found = x509.load_pem_x509_crl(path.read_bytes())
     except FileNotFoundError:
@@ -93,10 +93,10 @@ def _read() -> tuple[dict[int, datetime], datetime | None]:
 
 def _publish(pki: authority.Pki, entries: Mapping[int, datetime]) -> None:
     settings = config.load()
-    settings.crl_file.parent.mkdir(parents=True, exist_ok=True)
-    authority.write(settings.crl_file, pki.revocation_list(entries), 0o644)
-    if settings.mqtt_pid_file is not None:
-        _signal(settings.mqtt_pid_file)
+    settings.crl_path.parent.mkdir(parents=True, exist_ok=True)
+    authority.write(settings.crl_path, pki.revocation_list(entries), 0o644)
+    if settings.mqtt_pid_path is not None:
+        _signal(settings.mqtt_pid_path)
 
 
 def _signal(file: Path) -> None:

@@ -270,7 +270,7 @@ def test_what_the_broker_has_forgotten_is_mended(
     stranger = broker.certificate_user(pump.uid, "a" * 26)
     broker.add_certificate(pump.uid, "a" * 26)
     assert provisioning.reconcile().extra == (stranger,)
-    settings.crl_file.unlink()
+    settings.crl_path.unlink()
     factories.rows("UPDATE iiot.device_certificate SET revoked_at = now() WHERE uid = %s", proof.uid)
     with tenancy.work(tenancy.system("provision")) as db:
         assert revocations.reconcile(db)
@@ -330,13 +330,13 @@ def test_bad_requests_are_refused(pump: Device) -> None:
 def test_the_first_entry_of_the_list_makes_the_authority(settings: Settings, folder: Path) -> None:
     """As at the first start: there is neither an authority nor a list yet."""
     fresh = settings.model_copy(
-        update={"pki_dir": folder / "pki", "mqtt_crl_file": folder / "broker" / "devices.crl", "mqtt_pid_file": None}
+        update={"pki_dir": folder / "pki", "mqtt_crl_path": folder / "broker" / "devices.crl", "mqtt_pid_path": None}
     )
     with services.active(fresh):
         with tenancy.work(tenancy.system("provision")) as db:
             revocations.reconcile(db)
         revocations.amend([17])
-        found = x509.load_pem_x509_crl(fresh.crl_file.read_bytes())
+        found = x509.load_pem_x509_crl(fresh.crl_path.read_bytes())
     assert 17 in {each.serial_number for each in found}
     ca = x509.load_pem_x509_certificate((folder / "pki" / "device-ca.crt").read_bytes())
     key = ca.public_key()
