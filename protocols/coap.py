@@ -300,8 +300,6 @@ class _Server:
         """The whole body, None while blocks are missing. Nothing of a stranger is collected."""
         try:
             block = request.opt.block1
-            if (request.opt.size1 or 0) > wire.BODY_BYTES or len(request.payload) > wire.BODY_BYTES:
-                raise wire.BlockError(codes.REQUEST_ENTITY_TOO_LARGE, f"a message has at most {wire.BODY_BYTES} bytes")
             if block is None:
                 return bytes(request.payload)
             key = (uid, request.remote, tuple(request.opt.request_tag or ()))
