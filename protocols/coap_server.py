@@ -204,10 +204,8 @@ class Server:
     def _body(self, exchange: Exchange) -> bytes | None:
         """The whole body; None while blocks are missing, which is answered. Nothing of a stranger is collected."""
         request = exchange.request
-        block, size1 = request.opt.block1, request.opt.size1
+        block = request.opt.block1
         try:
-            if (size1 or 0) > wire.BODY_BYTES or len(request.payload) > wire.BODY_BYTES:
-                raise wire.BlockError(codes.REQUEST_ENTITY_TOO_LARGE, f"a message has at most {wire.BODY_BYTES} bytes")
             if block is None:
                 body: bytes | None = bytes(request.payload)
             else:

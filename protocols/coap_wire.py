@@ -266,13 +266,13 @@ class Transfers:
         self._open: dict[tuple[Any, ...], _Transfer] = {}
 
     def feed(self, key: tuple[Any, ...], block: Any, payload: bytes) -> bytes | None:
-        """Take a block; the whole body with the last one, None before. Raises BlockError."""
+        """Take a block; the whole body with the last one, None before. Raises BlockError.
+
+        A body that has become too large is given out as it is: it is refused, and kept with the reason, where all others are.
+        """
         now = asyncio.get_running_loop().time()
         if block.size_exponent > BIGGEST_BLOCK or (block.more and len(payload) != block.size):
             raise BlockError(codes.BAD_REQUEST, "the block has not the size that its option says")
-        if block.start + len(payload) > BODY_BYTES:
-            self._open.pop(key, None)
-            raise BlockError(codes.REQUEST_ENTITY_TOO_LARGE, f"a message has at most {BODY_BYTES} bytes")
         if block.block_number == 0:
             self._begin(key, now)
         transfer = self._open.get(key)
@@ -286,7 +286,7 @@ class Transfers:
             del self._open[key]
             raise BlockError(codes.REQUEST_ENTITY_INCOMPLETE, "blocks are missing in between, begin again")
         transfer.until = now + TRANSFER_SECONDS
-        if block.more:
+        if block.more and len(body) <= BODY_BYTES:
             return None
         del self._open[key]
         return bytes(body)

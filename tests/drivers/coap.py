@@ -1,6 +1,8 @@
 """CoAP: the adapter is the server. The device is aiocoap's client."""
 
 import asyncio
+import importlib
+import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +12,11 @@ import pytest
 from aiocoap import Context, Message
 from aiocoap.numbers import codes
 
-from protocols import coap
 from tests.drivers import Driver, Send
 from tests.integration.coap_devices import with_port
 
-NUMBERS = {name: number for number, name in coap.CONTENT_TYPES.items() if number is not None}
+# RFC 7252 section 12.3, RFC 8949, RFC 8428.
+NUMBERS = {"application/json": 50, "application/cbor": 60, "application/senml+json": 110, "application/senml+cbor": 112}
 
 
 class Protocol(Driver):
@@ -24,7 +26,10 @@ class Protocol(Driver):
         self.settings = with_port(self.settings)
 
     def tighten(self, messages: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(coap, "MOST_AT_ONCE", messages)
+        for name in ("coap.MOST_AT_ONCE", "coap_server.MOST_WAITING"):
+            module, _, constant = name.partition(".")
+            if importlib.util.find_spec(f"protocols.{module}"):
+                monkeypatch.setattr(importlib.import_module(f"protocols.{module}"), constant, messages, raising=False)
 
     @contextmanager
     def device(self, uid: str, token: str) -> Iterator[Send]:
