@@ -17,8 +17,8 @@ Connections = tuple["psycopg2.extensions.connection", "psycopg2.extensions.conne
 # Every table with a policy for the tenants' role. A new one belongs here, and a row for it in isolation_checks.fill.
 TABLES = (
     "api_key", "audit", "command", "connection_event", "credential", "device", "discovery", "entity", "home", "invitation",
-    "latest", "membership", "membership_limit", "quota", "rejected_message", "role", "rollup_1h", "service_account", "signal", "site", "telemetry", "telemetry_batch",
-    "tenant", "usage_day", "user_account",
+    "latest", "membership", "membership_limit", "quota", "rejected_message", "role", "rollup_1h", "service_account", "signal", "site", "telemetry",
+    "telemetry_batch", "tenant", "usage_day", "user_account",
 )  # fmt: skip
 # The tenants' role may insert here; on the others no right exists that WITH CHECK could limit, which a test proves.
 INSERTABLE = (
