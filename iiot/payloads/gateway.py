@@ -66,13 +66,21 @@ def parse_children(payload: bytes, content_type: str | None, now_ms: int) -> dic
     parts: dict[str, Part] = {}
     readings = 0
     for name, content in data.items():
-        parts[name] = (_part(name, content, now_ms), msgspec.json.encode(content))
+        parts[name] = (_part(name, content, now_ms), _encoded(content))
         said = parts[name][0]
         readings += sum(len(values) for _, values in said.items) if isinstance(said, Parsed) else 0
         if readings > MAX_READINGS:
             reason = f"a message holds at most {MAX_READINGS} readings, split it"
             raise PayloadError("too-many-readings", reason, "readings_per_message", MAX_READINGS)
     return parts
+
+
+def _encoded(content: Any) -> bytes:
+    """A part as JSON; nothing of what is nested deeper than the encoder goes, which is refused anyway."""
+    try:
+        return msgspec.json.encode(content)
+    except RecursionError:
+        return b""
 
 
 def _part(name: str, content: Any, now_ms: int) -> Parsed | PayloadError:
