@@ -69,10 +69,13 @@ def test_refused_messages_are_paged_from_the_newest() -> None:
     device = factories.make_device(tenant)
     for number in range(5):
         _send(device.uid, b"not json " + str(number).encode())
+    mine = rejections.Filters(device=device.uid)
     with tenancy.work(tenancy.of(tenant)) as db:
-        first = rejections.list_rejected(db, device.device_id, limit=3)
-        assert [item.payload for item in first.items] == [b"not json 4", b"not json 3", b"not json 2"]
+        first = rejections.search(db, mine, 3)
+        shown = rejections.heads(db, first.items)
+        assert [shown[item.uid] for item in first.items] == [b"not json 4", b"not json 3", b"not json 2"]
         assert first.next_position is not None
-        second = rejections.list_rejected(db, device.device_id, before=first.next_position[0], limit=3)
-    assert [item.payload for item in second.items] == [b"not json 1", b"not json 0"]
+        second = rejections.search(db, mine, 3, first.next_position)
+        shown = rejections.heads(db, second.items)
+    assert [shown[item.uid] for item in second.items] == [b"not json 1", b"not json 0"]
     assert second.next_position is None
