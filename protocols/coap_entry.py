@@ -99,6 +99,9 @@ class Entry:
                 lambda: sealed.open_(exchange.wire, key, self.contexts.of(key))
             )
         except sealed.Stale as stale:
+            flood = self.server.guard.stale(key.kid)
+            if flood is not None:
+                raise refusal(flood) from None
             exchange.seal = stale.seal
             self.server.answer(exchange, stale.answer(), False)
             return

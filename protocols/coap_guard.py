@@ -23,6 +23,9 @@ SOURCE_BURST: Final = 2_000
 # An Echo value is good for one to two of these.
 FRESH_SECONDS: Final = 60
 ECHO_BYTES: Final = 8
+# Requests of one key that may be replays, while its window is not open: each answer takes a sequence number of ours.
+STALE_RATE: Final = 50
+STALE_BURST: Final = 100
 
 
 class Guard:
@@ -34,6 +37,7 @@ class Guard:
         self._strangers = Buckets(SOURCE_RATE, SOURCE_BURST)
         self._requests = Buckets(SOURCE_RATE, SOURCE_BURST)
         self._messages = Buckets(rate, burst)
+        self._stale = Buckets(STALE_RATE, STALE_BURST)
         self._key = secrets.token_bytes(16)
 
     def source(self, request: Any) -> str:
@@ -63,6 +67,11 @@ class Guard:
         """Count a whole message of a device."""
         wait = self._messages.take(uid)
         return _refusal("messages_per_second", self.rate, self.burst, "messages of this device", wait) if wait else None
+
+    def stale(self, kid: bytes) -> Refusal | None:
+        """Count a request that may be a replay: whoever repeats old ones shall not use up the key's numbers."""
+        wait = self._stale.take(kid.hex())
+        return _refusal("source_rate", STALE_RATE, STALE_BURST, "requests without an Echo", wait) if wait else None
 
     def echo(self, remote: Any) -> bytes:
         """What the sender at `remote` shall send back to prove that it is there (RFC 9175 section 2)."""

@@ -15,6 +15,7 @@ import structlog
 from iiot import cache
 
 RENEW_SECONDS: Final = 0.4
+KEPT: Final = 50_000
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 log = structlog.get_logger("protocols")
@@ -24,7 +25,7 @@ class Renewed(Generic[Key, Value]):
     """A memory of proofs. `ask` says which of the values still count, and raises what the database raises; it runs in a thread."""
 
     def __init__(self, seconds: float, ask: Callable[[Collection[Value]], Collection[Value]]) -> None:
-        self._memory: cache.Memory[Key, Value] = cache.Memory(seconds)
+        self._memory: cache.Memory[Key, Value] = cache.Memory(seconds, KEPT)
         self._ask = ask
         self._used: dict[Key, Value] = {}
         self._lock = threading.Lock()

@@ -14,7 +14,8 @@ from aiocoap import Message
 from aiocoap.numbers import codes
 
 from iiot.config import Settings
-from protocols.coap_guard import SOURCE_BURST, Guard
+from iiot.services import oscore
+from protocols.coap_guard import SOURCE_BURST, STALE_BURST, STALE_RATE, Guard
 from protocols.devices import FAILURES_OF_DEVICE, FAILURES_OF_SOURCE
 from tests import factories
 from tests.integration.coap_devices import Device, Raw, Server, order, request, serving, states
@@ -142,6 +143,14 @@ def test_buckets_of_the_guard_are_apart() -> None:
     refused = guard.message("a")
     assert refused is not None
     assert (refused.code, refused.limit, refused.retry_after) == ("rate-limited", "messages_per_second", 1)
+
+
+def test_replays_after_a_restart_do_not_use_up_the_numbers_of_a_key() -> None:
+    guard = Guard(1, 2)
+    answered = sum(guard.stale(b"kid") is None for _ in range(STALE_BURST * 3))
+    assert STALE_BURST <= answered < STALE_BURST * 2
+    assert guard.stale(b"other") is None
+    assert STALE_RATE < oscore.PER_SECOND
 
 
 # --- the matrix of access ----------------------------------------------------------------------------------------------------------------------
