@@ -130,16 +130,16 @@ def list_signals(ctx: web.Context, uid: str, query: SignalQuery) -> Any:
 
 @api.route(
     "PATCH",
-    "/devices/<uid>/signals/<path:key>",
+    "/devices/<uid>/signals/<path:signal_key>",
     body=SignalPatch,
     out=SignalOut,
     permission="device:write",
     problems=(404,),
 )
-def change_signal(ctx: web.Context, uid: str, key: str, body: SignalPatch) -> SignalOut:
+def change_signal(ctx: web.Context, uid: str, signal_key: str, body: SignalPatch) -> SignalOut:
     """Change a signal's unit, range, or whether it may be written."""
     with tenancy.work(ctx.scope) as db:
-        return SignalOut.model_validate(signals.change(db, uid, key, body.model_dump(exclude_unset=True)))
+        return SignalOut.model_validate(signals.change(db, uid, signal_key, body.model_dump(exclude_unset=True)))
 
 
 @api.route("GET", "/devices/<uid>/latest", out=LatestOut, permission="telemetry:read", problems=(404,))

@@ -65,6 +65,7 @@ OBJECTS = {
     "rejected_id": "rejected",
     "role_id": "role",
     "session_id": "session",
+    "signal_key": "signal",
     "site_id": "site",
     "tenant_id": "tenant",
     "uid": "device",
@@ -89,7 +90,7 @@ BODIES: dict[str, Example] = {
     "PATCH /api/v1/devices/<device_id>": lambda ids, n: {"name": f"mine {n}", "site": ids["site"]},
     "POST /api/v1/commands/<command_id>/result": lambda ids, n: {"status": "done", "result": n},
     "POST /api/v1/devices/<device_id>/commands": lambda ids, n: {"name": f"order {n}", "params": {"n": n}},
-    "PATCH /api/v1/devices/<uid>/signals/<path:key>": lambda ids, n: {"unit": f"u{n}", "writable": bool(n % 2)},
+    "PATCH /api/v1/devices/<uid>/signals/<path:signal_key>": lambda ids, n: {"unit": f"u{n}", "writable": bool(n % 2)},
     "POST /api/v1/devices/<device_id>/credentials": lambda ids, n: {
         "name": "x",
         "keep_others": True,

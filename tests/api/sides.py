@@ -75,12 +75,12 @@ def make_side(app: Flask, letter: str, plan: str) -> Side:
     factories.store(
         thing,
         (factories.now_ms(), {canary(): float(NUMBERS[letter]), canary(): canary()}),
-        (factories.now_ms() - 5, {"t": 1.5}),
+        (factories.now_ms() - 5, {"t": 1.5, f"signal-{letter}": 1.5}),
     )
     factories.ingest([factories.refused(thing, reason=canary(), payload=canary().encode())])
     factories.status([factories.StatusEvent(thing, True, canary())])
     admin, viewer, member = (caller(app, f"{letter} {user.role}", user) for user in people)
-    ids = {"tenant": tenant.uid, "device": thing, "member": people[2].uid, "plan": plan}
+    ids = {"tenant": tenant.uid, "device": thing, "member": people[2].uid, "plan": plan, "signal": f"signal-{letter}"}
     side = Side(
         letter,
         tenant,
