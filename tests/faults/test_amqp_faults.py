@@ -92,10 +92,10 @@ class Publisher(threading.Thread):
     def _send(self, channel: Any, sent: dict[int, int]) -> None:
         number = self.waiting.popleft()
         body = b'{"ts":%d,"values":{"n":%d}}' % (self.first + number, number)
-        channel.basic_publish("iiot", f"telemetry.{self.device.uid}", body, pika.BasicProperties(delivery_mode=2))
-        # Confirmations bear the number of the message in its channel.
+        # Confirmations bear the number of the message in its channel. Noted first, so that one that cannot be sent comes again.
         self.published += 1
         sent[self.published] = number
+        channel.basic_publish("iiot", f"telemetry.{self.device.uid}", body, pika.BasicProperties(delivery_mode=2))
 
 
 @pytest.fixture
