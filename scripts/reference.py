@@ -27,6 +27,7 @@ REFUSAL_FILES = (
     "iiot/services/command_delivery.py",
     "protocols/translate.py",
     "protocols/runner.py",
+    "protocols/halving.py",
     "protocols/gateways.py",
 )
 

@@ -166,7 +166,9 @@ def parse_state(topic: HomeTopic, payload: bytes, now_ms: int) -> Parsed:
                 rejected.append(Rejected(index, checked.code, checked.reason, checked.limit, full, checked.allowed))
             elif len(full) > 128:
                 rejected.append(
-                    Rejected(index, "key-invalid", f"{shown(full)} is longer than 128 characters", "key_characters", key, 128)
+                    Rejected(
+                        index, "key-invalid", f"{shown(full)} is longer than 128 characters", "key_characters", key, 128
+                    )
                 )
             else:
                 good[full] = checked
