@@ -59,7 +59,7 @@ async def watch(url: str, folder: Path, user: str, seconds: float) -> dict[str, 
     der, pem = Keyring(folder / "client").own(url)
     certificate.write_bytes(der)
     key.write_bytes(pem)
-    client = Client(url, timeout=60)
+    client = Client(url, timeout=60, watchdog_intervall=60.0)
     client.set_user(user)
     client.set_password(PASSWORD)
     await client.set_security(SecurityPolicyBasic256Sha256, str(certificate), str(key))

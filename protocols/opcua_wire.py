@@ -187,6 +187,7 @@ class Connection(OPCUAProtocol):  # type: ignore[misc]
             return
         if len(self._buffer) > CHUNK_BYTES:
             meters.refused_total.labels("malformed").inc()
+            log.info("connection ended: a chunk is too long", address=str(self.peer_name), bytes=len(self._buffer))
             self._buffer = b""
             self.transport.close()
         elif self.messages.qsize() > WAITING:
