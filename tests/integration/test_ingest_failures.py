@@ -138,7 +138,7 @@ def test_a_quota_that_is_full_keeps_the_signals_that_exist() -> None:
     assert store(device.uid, (now, {"a": 1.0, "b": 1.0})).stored == 2
     (outcome,) = store(device.uid, (now + 1, {"a": 2.0, "c": 1.0}))
     assert (outcome.accepted, [item.code for item in outcome.rejected]) == (1, ["signal-quota"])
-    assert outcome.rejected[0].limit == "2"
+    assert (outcome.rejected[0].limit, outcome.rejected[0].allowed) == ("signals_per_device", 2)
     assert outcome.rejected[0].reason == "'c' is a new signal and the device has all 2 its quota allows."
     assert [row[0] for row in rows("SELECT key FROM iiot.signal ORDER BY key")] == ["a", "b"]
 
