@@ -11,7 +11,7 @@ from iiot import clock, tenancy
 from iiot.ids import new_token
 from iiot.services import credentials, devices
 from protocols import amqp
-from protocols.__main__ import adapters
+from protocols.__main__ import adapter
 from protocols.base import AdapterError
 from tests import factories
 from tests.integration.mqtt_devices import AdapterProcess, Device
@@ -213,7 +213,7 @@ def test_every_token_of_a_device_logs_in_under_its_name(
 
 def test_check_and_send(amqp_site: Site, pump: Device) -> None:
     settings = amqp_site.settings
-    made = adapters()["amqp"].make(settings)
+    made = adapter("amqp").make(settings)
     made.check()
     made.send(pump.uid, pump.token, b'{"a": 7}')
     eventually(lambda: pump.values == {7.0}, 30)
@@ -222,6 +222,6 @@ def test_check_and_send(amqp_site: Site, pump: Device) -> None:
     with pytest.raises(AdapterError, match="IIOT_AMQP_URL"):
         amqp.parse_url("http://127.0.0.1")
     with pytest.raises(AdapterError, match="rabbitmq-server"):
-        adapters()["amqp"].make(settings.model_copy(update={"amqp_url": None}))
+        adapter("amqp").make(settings.model_copy(update={"amqp_url": None}))
     with pytest.raises(AdapterError):
         amqp.AmqpAdapter(amqp.parse_url("amqp://127.0.0.1:9")).check()

@@ -6,8 +6,8 @@ from urllib.parse import quote
 import pytest
 
 from iiot import rabbitmq, tenancy
-from iiot.broker import BrokerUnavailable
 from iiot.config import Settings
+from iiot.dynsec import BrokerUnavailable
 from iiot.ids import new_token, new_uid
 from iiot.services import credentials, devices, provisioning_amqp
 from tests import factories, services
