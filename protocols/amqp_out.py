@@ -144,6 +144,7 @@ class Outgoing:
             "code": first.code,
             "reason": first.reason,
             "limit": first.limit,
+            "allowed": first.allowed,
             "retry-after": first.retry_after,
             "key": first.key,
             "index": first.index,
@@ -153,7 +154,9 @@ class Outgoing:
             "refused": len(refusals),
         }
         headers = {
-            name: value for name, value in headers.items() if value is not None or name in ("limit", "retry-after")
+            name: value
+            for name, value in headers.items()
+            if value is not None or name in ("limit", "allowed", "retry-after")
         }
         properties = pika.BasicProperties(content_type=message.content_type, delivery_mode=2, headers=headers)
         self._publish(DEAD, message.payload, properties, _nobody_waits)

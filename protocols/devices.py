@@ -61,8 +61,8 @@ def _limited(wait: float, of_source: float) -> Refusal:
     if of_source > wait:
         name, most = ("device-sign-in-address", FAILURES_OF_SOURCE)
     seconds = math.ceil(max(wait, of_source))
-    reason = f"too many failed attempts, try again in {seconds} s"
-    return Refusal("rate-limited", reason, name, seconds, allowed=f"{most} failures a minute")
+    # Short: a stranger's answer over CoAP is no longer than the request.
+    return Refusal("rate-limited", "wrong tokens", name, seconds, allowed=f"{most}/min")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

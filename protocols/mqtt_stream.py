@@ -7,9 +7,12 @@ and a dictionary of properties per message) and this module 4. `bench/ingest.py`
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -52,6 +55,8 @@ class Stream:
         self._end = 0  # paho may read up to here
         self._out: list[bytes] = []
         self.on_publish: Callable[[Publish], None] | None = None
+        # Seconds that `close` waits for the broker to end the connection after a DISCONNECT.
+        self.patience = 0.0
         # Packet ids of messages in the order in which they came, and those that may be acknowledged when it is their turn.
         self._unacknowledged: deque[int] = deque()
         self._asked: set[int] = set()
@@ -73,13 +78,26 @@ class Stream:
         return len(data)
 
     def close(self) -> None:
-        """Send what can still be sent (the DISCONNECT) and close."""
+        """Send what can still be sent (the DISCONNECT) and close, after `patience`."""
         try:
             self.flush()
+            self._wait_for_end()
         except OSError:
             self._out.clear()
         finally:
             self._sock.close()
+
+    def _wait_for_end(self) -> None:
+        """Until the broker has ended the connection, at most `patience` seconds: then it has read every acknowledgement.
+
+        Mosquitto reads one packet of each connection in turn, so the next connection of this client would overtake them.
+        """
+        deadline = time.monotonic() + self.patience
+        while (left := deadline - time.monotonic()) > 0:
+            select.select([self._sock], [], [], left)
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                if not self._sock.recv(CHUNK):
+                    return
 
     def setblocking(self, flag: bool) -> None:
         """As socket.setblocking."""

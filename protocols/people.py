@@ -58,7 +58,7 @@ class People:
         wait = max(self._failures.wait(name), self._failures_of_source.wait(source))
         if wait > 0:
             seconds = math.ceil(wait)
-            return Refusal("rate-limited", f"too many failed attempts, try again in {seconds} s", None, seconds)
+            return Refusal("rate-limited", f"too many failed attempts, try again in {seconds} s", "sign-in", seconds)
         origin = auth.Origin(address=source, user_agent=program)
         try:
             with _as(None, origin):

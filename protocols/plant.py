@@ -87,7 +87,13 @@ class Plant:
         """See `served.Plant.order`. As many an hour as over HTTP."""
         wait = self._orders.take(visitor.identity)
         if wait:
-            return Refusal("rate-limited", f"at most {ORDERS_PER_HOUR} commands an hour", None, math.ceil(wait))
+            return Refusal(
+                "rate-limited",
+                f"at most {ORDERS_PER_HOUR} commands an hour",
+                "control",
+                math.ceil(wait),
+                allowed=ORDERS_PER_HOUR,
+            )
         return self._change(
             visitor, "device:command", lambda db: commands.create(db, uid, commands.NewCommand("write", values))
         )

@@ -143,7 +143,7 @@ def test_rates_name_what_they_allow_and_when_to_come_back(admin: Person, thing: 
         assert adapter.authenticate(thing.uid, "wrong", "192.0.2.1") is not None
     limited = adapter.authenticate(thing.uid, "wrong", "192.0.2.1")
     assert limited is not None
-    assert (limited.code, limited.limit, limited.allowed) == ("rate-limited", "device-sign-in", "20 failures a minute")
+    assert (limited.code, limited.limit, limited.allowed) == ("rate-limited", "device-sign-in", "20/min")
     assert limited.retry_after is not None
     flood = coap._refusal(coap._too_often(0.4), known=False).answer()
     assert (str(flood.code), flood.opt.max_age) == ("4.29 Too Many Requests", 1)

@@ -99,7 +99,8 @@ def test_over_quota_the_header_says_when_to_come_back(running: AdapterProcess, r
         eventually(lambda: pump.readings == 1, 30)
         publish(channel, pump.uid, '{"a": 2}')
     [(properties, _)] = rabbit.dead(1, pump.uid)
-    assert (properties.headers["code"], properties.headers["limit"]) == ("readings-quota", "1")
+    told = {name: properties.headers[name] for name in ("code", "limit", "allowed")}
+    assert told == {"code": "readings-quota", "limit": "readings_per_day", "allowed": 1}
     assert 0 < properties.headers["retry-after"] <= 86400
 
 
