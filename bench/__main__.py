@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHES = ("ingest", "rest", "query", "rls", "tenants", "idle")
+BENCHES = ("ingest", "protocols", "rest", "query", "rls", "tenants", "idle")
 
 
 def main() -> int:

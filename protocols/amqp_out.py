@@ -144,7 +144,8 @@ class Outgoing:
             "code": first.code,
             "reason": first.reason,
             "limit": first.limit,
-            "allowed": first.allowed,
+            # pika writes no fractions.
+            "allowed": str(first.allowed) if isinstance(first.allowed, float) else first.allowed,
             "retry-after": first.retry_after,
             "key": first.key,
             "index": first.index,

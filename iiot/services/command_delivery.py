@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import CursorResult, case, exists, or_, select, update
+from sqlalchemy import CursorResult, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from iiot import clock, ids, tenancy
@@ -23,6 +23,8 @@ from iiot.tenancy import Scope
 HTTP = "http"
 MAX_ANSWER = 16 * 1024
 _OF_DEVICE = (Device.tenant_id == Command.tenant_id) & (Device.id == Command.device_id)
+# Since when it may go out.
+_SINCE = func.coalesce(Command.approved_at, Command.created_at)
 # Nobody has to approve it, or somebody has.
 _FREE = Command.approval.is_distinct_from("waiting")
 _GATEWAY = aliased(Device)
@@ -138,7 +140,7 @@ def _waiting(protocol: str, now: datetime) -> Any:
         .where(Device.enabled, _GATEWAY.enabled.is_not(False), Tenant.status == "active")
         .where(case((_GATEWAY.id.is_not(None), _GATEWAY.command_protocol), else_=Device.command_protocol) == protocol)
         .options(selectinload(Command.device))
-        .order_by(Command.created_at, Command.id)
+        .order_by(_SINCE, Command.id)
         .limit(1)
         .with_for_update(of=Command, skip_locked=True)
     )
@@ -195,7 +197,7 @@ def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
             .where(or_(Device.id == device_id, Device.gateway_id == device_id))
             .where(Command.state.in_(command_life.UNFINISHED), Command.expires_at > now, _FREE)
             .options(selectinload(Command.device))
-            .order_by(Command.created_at, Command.id)
+            .order_by(_SINCE, Command.id)
             .limit(1)
             .with_for_update(of=Command)
         )

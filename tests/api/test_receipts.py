@@ -9,7 +9,7 @@ import pytest
 from iiot import payloads
 from iiot.payloads import PayloadError, Rejected
 from iiot.services import command_delivery
-from protocols import coap, translate
+from protocols import coap_exchange, coap_guard, translate
 from protocols.base import Message, Refusal
 from protocols.devices import Devices
 from scripts import error_texts
@@ -49,6 +49,9 @@ SENT: list[tuple[bytes, str, str, str | None, Any]] = [
 ]
 # Codes of what the tests below bring about.
 DECIDED = {
+    # Of gateways and homes: tests/unit/test_payloads_gateway.py, tests/integration/test_gateway.py.
+    "child-ignored", "child-name-invalid", "child-waiting", "inbox-full", "not-a-gateway", "state-invalid", "too-many-children",
+    "topic-invalid", "unknown-home",
     "answer-invalid", "command-finished", "device-disabled", "no-payload", "not-storable", "readings-quota", "signal-quota",
     "status-invalid", "tenant-deleting", "tenant-suspended", "unknown-command", "unknown-device", "unknown-topic", "wrong-type",
 }  # fmt: skip
@@ -89,7 +92,7 @@ def test_a_refusal_names_its_limit_in_every_protocol(
         "allowed": allowed,
         "retry_after": None,
     }
-    diagnostic = coap._refusal(refusal, known=True).answer().payload.decode()
+    diagnostic = coap_exchange.refusal(refusal, known=True).answer().payload.decode()
     assert diagnostic.startswith(f"{code}: ")
     assert limit is None or f"limit {limit}, allowed {allowed}" in diagnostic
 
@@ -106,7 +109,7 @@ def test_what_the_tenants_quotas_refuse_names_them(person: Make) -> None:
     assert (refusal.code, refusal.limit, refusal.allowed) == ("readings-quota", "readings_per_day", 2)
     assert refusal.retry_after is not None
     assert 1 <= refusal.retry_after <= 86_400
-    answer = coap._refusal(refusal, known=True).answer()
+    answer = coap_exchange.refusal(refusal, known=True).answer()
     assert (str(answer.code), answer.opt.max_age) == ("4.29 Too Many Requests", refusal.retry_after)
     http = one.client.post("/api/v1/telemetry", json={"a": 4}, headers=thing.headers)
     problem = check_problem(http, 429, "quota-exceeded")
@@ -137,17 +140,24 @@ def test_an_answer_that_is_too_large_names_the_limit() -> None:
     assert (error.code, error.limit, error.allowed) == ("answer-invalid", "json_bytes", 8_192)
 
 
+def flood() -> Refusal:
+    """What a device hears that asks more often over CoAP than it may."""
+    guard = coap_guard.Guard(1, 1)
+    answers = (guard.request("u" * 26) for _ in range(coap_guard.SOURCE_BURST * 2))
+    return next(each for each in answers if each is not None)
+
+
 def test_rates_name_what_they_allow_and_when_to_come_back(admin: Person, thing: Thing) -> None:
     adapter = Devices("coap")
     for _ in range(20):
         assert adapter.authenticate(thing.uid, "wrong", "192.0.2.1") is not None
     limited = adapter.authenticate(thing.uid, "wrong", "192.0.2.1")
-    assert limited is not None
+    assert isinstance(limited, Refusal)
     assert (limited.code, limited.limit, limited.allowed) == ("rate-limited", "device-sign-in", "20/min")
     assert limited.retry_after is not None
-    flood = coap._refusal(coap._too_often(0.4), known=False).answer()
-    assert (str(flood.code), flood.opt.max_age) == ("4.29 Too Many Requests", 1)
-    assert b"limit requests_per_second, allowed 200, retry after 1 s" in flood.payload
+    told = coap_exchange.refusal(flood(), known=True).answer()
+    assert (str(told.code), told.opt.max_age) == ("4.29 Too Many Requests", 1)
+    assert b"limit requests_per_second, allowed 200, retry after 1 s" in told.payload
     wrong = {"Authorization": thing.headers["Authorization"][:-6] + "AAAA=="}
     answers = [admin.client.post("/api/v1/telemetry", json={"a": 1}, headers=wrong) for _ in range(21)]
     problem = check_problem(answers[-1], 429, "rate-limited")

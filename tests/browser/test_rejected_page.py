@@ -20,7 +20,7 @@ def test_a_message_is_mended_and_sent_again(page: Page, account: Account, watch:
     device = account.add_device("Misspelt")
     refuse(account, device, b'{"temperature": 21.5')
     page.goto("/")
-    page.get_by_role("link", name="Rejected").click()
+    page.get_by_role("link", name="Rejected", exact=True).click()
     row = page.locator(".danger-row").filter(has_text="Misspelt")
     expect(row).to_contain_text("not-json")
     row.get_by_role("link", name="Open").click()

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from protocols.base import AdapterError, Inbox, Message, Outcome
+from protocols.base import AdapterError, Inbox, Message, Outcome, Refusal
 
 NAME = "spool"
 DESCRIPTION = "Files that devices leave in the folder spool below IIOT_DATA_DIR"
@@ -55,17 +55,17 @@ class SpoolAdapter:
 
     def _take(self, inbox: Inbox, path: Path) -> None:
         uid, token, _ = path.stem.split(" ")
-        refusal = inbox.authenticate(uid, token, "spool")
-        if refusal is None:
-            inbox.deliver(Message(uid, "telemetry", path.read_bytes(), "spool", self._settle, path))
+        found = inbox.authenticate(uid, token, "spool")
+        if isinstance(found, Refusal):
+            _answer(path, ".refused", found.text())
         else:
-            _answer(path, ".refused", f"{refusal.code}: {refusal.reason}")
+            inbox.deliver(Message(uid, "telemetry", path.read_bytes(), "spool", self._settle, path))
 
     def _settle(self, message: Message, outcome: Outcome) -> None:
         if outcome.accepted:
             _answer(message.receipt, ".stored", "")
         else:
-            _answer(message.receipt, ".refused", f"{outcome.refusals[0].code}: {outcome.refusals[0].reason}")
+            _answer(message.receipt, ".refused", outcome.refusals[0].text())
 
     def send(self, uid: str, token: str, payload: bytes) -> None:
         """Leave a file and wait for the answer."""

@@ -77,7 +77,7 @@ class UnderTest:
                 for kind in ("publishClientSend", "publishClientReceive", "subscribePattern")
                 for topic in ("#", "$SYS/#", "$CONTROL/#")
             ]
-            broker._ask([
+            broker.ask([
                 {"command": "createRole", "rolename": WITNESS, "acls": everything},
                 {"command": "createClient", "username": WITNESS, "password": SECRET, "roles": [{"rolename": WITNESS}]},
             ])  # fmt: skip

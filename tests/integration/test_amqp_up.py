@@ -60,7 +60,7 @@ def _send(stack: Stack, url: str, device: dict[str, str]) -> None:
     connection.close()
 
 
-def test_a_device_sends_at_once_the_node_is_private_and_nothing_is_left_behind(stack: Stack) -> None:
+def test_a_device_sends_at_once_the_node_is_private_and_nothing_is_left_behind(stack: Stack, folder: Path) -> None:
     """One start, as it takes long: the address in run.json works, the node survives a kill, and everything ends with the portal."""
     run = stack.run
     url = run["amqp"]["url"]
@@ -74,6 +74,14 @@ def test_a_device_sends_at_once_the_node_is_private_and_nothing_is_left_behind(s
     pump = json.loads(made.stdout)
     _send(stack, url, pump)
     eventually(lambda: _stored(stack) == 1, 30)
+    series = folder / "ramp.csv"
+    series.write_text("timestamp,value\n" + "".join(f"{1_700_000_000 + i * 10},{i}\n" for i in range(50)))
+    replayed = stack.command(
+        "simulate", str(series), "--protocol", "amqp", "--speed", "2000", "--tenant", "Plant", "--json"
+    )
+    assert replayed.returncode == 0, replayed.stderr
+    assert json.loads(replayed.stdout)["acknowledged"] == 50
+    eventually(lambda: _stored(stack) == 51, 30)
     parts = urlsplit(url)
     assert (parts.hostname, parts.username) == ("127.0.0.1", None)
     node = psutil.Process(stack.children()["rabbitmq"])
@@ -87,6 +95,6 @@ def test_a_device_sends_at_once_the_node_is_private_and_nothing_is_left_behind(s
     eventually(lambda: stack.children().get("rabbitmq") not in (None, before), 60)
     eventually(lambda: rabbitmq.answers("127.0.0.1", parts.port or 0), 90)
     _send(stack, url, pump)
-    eventually(lambda: _stored(stack) == 2, 60)
+    eventually(lambda: _stored(stack) == 52, 60)
     stack.stop()
     assert processes_of(stack.data_dir) == []

@@ -14,6 +14,7 @@ from iiot.models import Device as DeviceRow
 from iiot.models import Tenant
 from iiot.services import children, command_delivery, commands, devices, discoveries
 from iiot.services.listing import Wanted
+from protocols.base import Proved
 from protocols.devices import Devices
 from tests import factories, services
 from tests.integration.mqtt_devices import Connected, Device, adapter, online
@@ -284,7 +285,10 @@ def test_a_gateway_that_asks_over_http_gets_them_there(broker: MosquittoServer, 
 def test_a_gateway_sees_its_children(broker: MosquittoServer, gateway: Gateway) -> None:
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
         made = devices.create_child(db, devices.NewDevice("Valve of hall 3"), gateway.device_id, "valve")
-    whole = Devices("test").describe(gateway.uid, gateway.token, "127.0.0.1")
+    asking = Devices("test")
+    proved = asking.authenticate(gateway.uid, gateway.token, "127.0.0.1")
+    assert isinstance(proved, Proved)
+    whole = asking.describe(proved)
     assert isinstance(whole, dict)
     assert [(each["id"], each["child_name"], each["name"]) for each in whole["children"]] == [
         (made.uid, "valve", "Valve of hall 3")

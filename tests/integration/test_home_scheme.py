@@ -276,7 +276,7 @@ def test_rights_in_homes_are_compared_and_mended(broker: MosquittoServer, hub: H
 def test_the_brokers_file_holds_the_homes(broker: MosquittoServer, hub: Hub) -> None:
     with tenancy.work(tenancy.system("provision")) as db:
         stored = broker_homes.stored(db)
-        document = broker_module.dynsec_document(broker_module.stored_logins(db), {}, stored)
+        document = broker_module.dynsec_document(broker_module.stored_logins(db), {}, homes=stored)
     [role] = [role for role in document["roles"] if role["rolename"] == broker_module.role_of(hub.uid)]
     assert {acl["topic"] for acl in role["acls"]} == {
         f"iiot/{hub.uid}/up/#",

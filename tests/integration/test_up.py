@@ -270,7 +270,7 @@ def test_ctrl_c_while_it_starts_stops_it(fresh: Stack) -> None:
     )
     with process:
         assert process.stdout is not None
-        assert "postgres" in process.stdout.readline()
+        assert any("postgres" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         process.wait(10)
