@@ -143,7 +143,15 @@ def test_signals_come_with_their_newest_reading_page_by_page(admin: Person, devi
     (last,) = rest["items"]
     newest = BASE + 95 * HOUR // 4
     assert datetime.fromisoformat(last.pop("last_ts")) == datetime.fromtimestamp(newest / 1000, UTC)
-    assert last == {"key": "temperature", "type": "number", "unit": None, "min": None, "max": None, "last_value": 27.0}
+    assert last == {
+        "key": "temperature",
+        "type": "number",
+        "unit": None,
+        "min": None,
+        "max": None,
+        "last_value": 27.0,
+        "writable": False,
+    }
     latest = admin.get(f"/devices/{device.uid}/latest").get_json()
     assert latest == {
         "config": {"ts": BASE, "value": {"a": 1}},
