@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
+import coverage
 import psycopg2
 import pytest
 from pydantic import SecretStr
@@ -71,6 +72,11 @@ def foreign(client: str) -> Path:
     if not (folder / "node_modules").is_dir():
         missing(f"the packages of tests/foreign/{client} (make setup-tests)")
     return folder
+
+
+def measured() -> dict[str, str]:
+    """Variables that let a child measure its coverage, too, when this process does. Its figures are written when it ends by itself."""
+    return {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")} if coverage.Coverage.current() else {}
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -127,7 +127,7 @@ class AdapterProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "protocols", "run", self.name],
                 cwd=services.ROOT,
-                env=services.environment(self.settings),
+                env=services.environment(self.settings) | services.measured(),
                 stdout=log,
                 stderr=log,
             )

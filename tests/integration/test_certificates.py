@@ -275,7 +275,8 @@ def test_what_the_broker_has_forgotten_is_mended(
     with tenancy.work(tenancy.system("provision")) as db:
         assert revocations.reconcile(db)
         assert not revocations.reconcile(db)
-    assert not admitted(mosquitto, proof)
+    # SIGHUP is on its way when the list is written.
+    eventually(lambda: not admitted(mosquitto, proof), 30)
     assert provisioning.reconcile().extra == (user,)
 
 
