@@ -223,6 +223,7 @@ class _Connection:
         while self.client.stream.unsent and time.monotonic() < deadline:
             select.select([], [self.client.stream], [], TICK_SECONDS)
             self._write()
+        self.client.stream.patience = LEAVE_SECONDS
         self.client.disconnect()
         self.client.loop_write()
 

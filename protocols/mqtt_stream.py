@@ -7,8 +7,11 @@ and a dictionary of properties per message) and this module 4. `bench/ingest.py`
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +53,8 @@ class Stream:
         self._end = 0  # paho may read up to here
         self._out: list[bytes] = []
         self.on_publish: Callable[[Publish], None] | None = None
+        # Seconds that `close` waits for the broker to end the connection after a DISCONNECT.
+        self.patience = 0.0
 
     # What paho uses of a socket.
 
@@ -67,13 +72,26 @@ class Stream:
         return len(data)
 
     def close(self) -> None:
-        """Send what can still be sent (the DISCONNECT) and close."""
+        """Send what can still be sent (the DISCONNECT) and close, after `patience`."""
         try:
             self.flush()
+            self._wait_for_end()
         except OSError:
             self._out.clear()
         finally:
             self._sock.close()
+
+    def _wait_for_end(self) -> None:
+        """Until the broker has ended the connection, at most `patience` seconds: then it has read every acknowledgement.
+
+        Mosquitto reads one packet of each connection in turn, so the next connection of this client would overtake them.
+        """
+        deadline = time.monotonic() + self.patience
+        while (left := deadline - time.monotonic()) > 0:
+            select.select([self._sock], [], [], left)
+            with contextlib.suppress(BlockingIOError, ssl.SSLWantReadError):
+                if not self._sock.recv(CHUNK):
+                    return
 
     def setblocking(self, flag: bool) -> None:
         """As socket.setblocking."""

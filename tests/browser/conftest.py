@@ -56,9 +56,9 @@ class Account:
         return self.call("POST", "/telemetry", data, (device["id"], device["token"]))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+    """Debian's Chromium. Playwright keeps an event loop in this thread, where other files run loops of their own: it ends with the file."""
     if not CHROMIUM.exists():
         services.missing("Chromium (apt-get install chromium, or name it in CHROMIUM)")
     with sync_playwright() as playwright:
@@ -87,15 +87,22 @@ def sign_in(page: Page, url: str, email: str, password: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def signed_in(browser: Browser, account: Account) -> StorageState:
+def states() -> list[StorageState]:
+    """The cookies of the account, once they were fetched."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, account: Account, states: list[StorageState]) -> StorageState:
     """The cookies of the account, fetched once: sign-ins are limited."""
-    context = browser.new_context()
-    page = context.new_page()
-    sign_in(page, account.url, account.email, PASSWORD)
-    expect(page).to_have_url(f"{account.url}/")
-    state = context.storage_state()
-    context.close()
-    return state
+    if not states:
+        context = browser.new_context()
+        page = context.new_page()
+        sign_in(page, account.url, account.email, PASSWORD)
+        expect(page).to_have_url(f"{account.url}/")
+        states.append(context.storage_state())
+        context.close()
+    return states[0]
 
 
 class Watch:
