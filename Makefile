@@ -6,8 +6,8 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 PY := .venv/bin/python
-# Three test processes, as tests wait for servers a quarter of the time; tests/conftest.py puts the long files first and keeps together what shares servers.
-WORKERS := -n 3 --dist loadscope --no-loadscope-reorder
+# Two test processes: with three on two cores the tests that kill servers came too late now and then; tests/conftest.py puts the long files first and keeps together what shares servers.
+WORKERS := -n 2 --dist loadscope --no-loadscope-reorder
 # Dozens of processes start per run: with compiled modules each needs a second less.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHON
