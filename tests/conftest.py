@@ -15,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 from iiot.config import Settings
 from iiot.embedded import postgres as embedded_postgres
 from tests import services
+from tests.integration.mqtt_devices import AdapterProcess, adapter
 
 hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
 
@@ -96,6 +97,13 @@ def mosquitto(folder: Path) -> Iterator[services.MosquittoServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def running(mosquitto: services.MosquittoServer, settings: Settings) -> Iterator[AdapterProcess]:
+    """The MQTT adapter at that broker, as a process."""
+    with adapter(settings) as process:
+        yield process
 
 
 def _fields(valkey: services.ValkeyServer, number: int, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Kill tests: 10,000 QoS 1 messages, something dies in the middle, and every message is stored once."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 from paho.mqtt.client import Client
@@ -10,7 +9,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from iiot import clock
 from iiot.config import Settings
 from tests import factories
-from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
+from tests.integration.mqtt_devices import AdapterProcess, Device
 from tests.services import MosquittoServer, PostgresServer, eventually
 
 MESSAGES = 10_000
@@ -47,12 +46,6 @@ class Publisher(threading.Thread):
 @pytest.fixture
 def device(mosquitto: MosquittoServer, settings: Settings) -> Device:
     return Device(factories.make_tenant())
-
-
-@pytest.fixture
-def running(mosquitto: MosquittoServer, settings: Settings) -> Iterator[AdapterProcess]:
-    with adapter(settings) as process:
-        yield process
 
 
 def stored_once(device: Device, publisher: Publisher) -> None:
