@@ -16,6 +16,7 @@ from iiot.config import Settings
 from iiot.embedded import postgres as embedded_postgres
 from tests import services
 from tests.foreign_clients import ForeignClients
+from tests.integration.mqtt_devices import AdapterProcess, adapter
 
 if TYPE_CHECKING:
     from tests.rabbit import RabbitServer, Site
@@ -132,6 +133,13 @@ def amqp_site(rabbit_node: "RabbitServer", module_settings: Settings) -> Iterato
 
     with site(rabbit_node, module_settings) as running:
         yield running
+
+
+@pytest.fixture
+def running(mosquitto: services.MosquittoServer, settings: Settings) -> Iterator[AdapterProcess]:
+    """The MQTT adapter at that broker, as a process."""
+    with adapter(settings) as process:
+        yield process
 
 
 def _fields(valkey: services.ValkeyServer, number: int, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ set, 120 at most) while broker and database are killed, with a ledger of what th
 import os
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from paho.mqtt.client import Client
@@ -16,7 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from iiot import clock
 from iiot.config import Settings
 from tests import factories
-from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
+from tests.integration.mqtt_devices import AdapterProcess, Device
 from tests.services import MosquittoServer, PostgresServer, eventually
 
 MESSAGES = 10_000
@@ -57,12 +56,6 @@ class Publisher(threading.Thread):
 @pytest.fixture
 def device(mosquitto: MosquittoServer, settings: Settings) -> Device:
     return Device(factories.make_tenant())
-
-
-@pytest.fixture
-def running(mosquitto: MosquittoServer, settings: Settings) -> Iterator[AdapterProcess]:
-    with adapter(settings) as process:
-        yield process
 
 
 def stored_once(device: Device, publisher: Publisher) -> None:

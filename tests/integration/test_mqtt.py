@@ -26,12 +26,6 @@ def pump(mosquitto: MosquittoServer, settings: Settings) -> Device:
     return Device(factories.make_tenant())
 
 
-@pytest.fixture
-def running(mosquitto: MosquittoServer, settings: Settings) -> Iterator[AdapterProcess]:
-    with adapter(settings) as process:
-        yield process
-
-
 def notices(connected: Any, word: str) -> list[Any]:
     return [content for topic, content in connected.messages if topic.endswith(f"/down/{word}")]
 

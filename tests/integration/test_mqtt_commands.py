@@ -26,12 +26,6 @@ def pump(mosquitto: MosquittoServer, settings: Settings) -> Device:
 
 
 @pytest.fixture
-def running(mosquitto: MosquittoServer, settings: Settings) -> Iterator[AdapterProcess]:
-    with adapter(settings) as process:
-        yield process
-
-
-@pytest.fixture
 def housekeeper(settings: Settings) -> Iterator[None]:
     """The duty of the stream process that lets commands expire."""
     stop = threading.Event()
