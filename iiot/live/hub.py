@@ -43,7 +43,8 @@ class Hub:
         self._confirmed: dict[str, threading.Event] = {}
         self._orders: deque[tuple[str, str]] = deque()
         self._wake = f"iiot:worker:{ids.new_uid()}"
-        self._connected = False
+        # All rooms are heard; while it is False, what is missed is owed to every client.
+        self.connected = False
         self._awaited = 0
         # Everything up to here came by, while the connection to Redis stood.
         self._cursor: str | None = None
@@ -110,7 +111,7 @@ class Hub:
         deadline = time.monotonic() + CONFIRM_SECONDS
         for room in wanted:
             confirmed = self._confirmed.get(room)
-            while self._connected and confirmed and not confirmed.wait(0.2):
+            while self.connected and confirmed and not confirmed.wait(0.2):
                 if time.monotonic() > deadline:
                     return False
         return True
@@ -147,7 +148,7 @@ class Hub:
 
     def _order(self, what: str, room: str) -> None:
         self._orders.append((what, room))
-        if self._connected:
+        if self.connected:
             try:
                 events.client().publish(self._wake, "")
             except redis.RedisError:
@@ -185,7 +186,7 @@ class Hub:
                 log.warning("live events interrupted", error=str(error))
             except Exception as error:
                 log.error("live events interrupted", exc_info=error)
-            self._connected = False
+            self.connected = False
             failures = 0 if time.monotonic() - began > 10 else failures + 1
             time.sleep(min(LONGEST_PAUSE, 0.05 * 2 ** min(failures, 10)))
 
@@ -197,11 +198,11 @@ class Hub:
         )
         pubsub = connection.pubsub()
         try:
-            missed = [client for client in self.clients.values() if client.cursor is not None]
-            for client in missed:
-                client.held = client.held or []
-                if not client.replaying and self._cursor is not None:
-                    client.cursor = max(client.cursor or "", self._cursor)
+            for client in self.clients.values():
+                if client.cursor is not None and client.held is None:
+                    # Nothing was owed to it, so it has what came until the connection ended.
+                    client.cursor = max(client.cursor, self._cursor or "")
+                    client.held = []
             self._cursor = None
             self._orders.clear()
             rooms = list(self._members)
@@ -212,7 +213,7 @@ class Hub:
                 self._obey(pubsub)
                 message = pubsub.get_message(timeout=LISTEN_SECONDS)
                 if message is not None:
-                    self._take(message, missed)
+                    self._take(message)
         finally:
             pubsub.close()
             connection.close()
@@ -222,7 +223,7 @@ class Hub:
             what, room = self._orders.popleft()
             getattr(pubsub, what)(events.PREFIX + room)
 
-    def _take(self, message: dict[str, Any], missed: list[Client]) -> None:
+    def _take(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()
         room = channel.removeprefix(events.PREFIX)
         if message["type"] == "subscribe":
@@ -230,9 +231,10 @@ class Hub:
                 self._confirmed[room].set()
             self._awaited -= 1
             if self._awaited == 0:
-                self._connected = True
-                for client in missed:
-                    if client.sid in self.clients:
+                self.connected = True
+                # Those too who subscribed meanwhile and were not made to wait for Redis.
+                for client in list(self.clients.values()):
+                    if client.cursor is not None:
                         self.owe(client)
         elif message["type"] == "message" and channel == events.PROGRESS:
             self._progress(message["data"].decode())
@@ -268,6 +270,8 @@ class Hub:
         return [self.clients[sid] for sid in sids if sid in self.clients]
 
     def _progress(self, cursor: str) -> None:
+        if not self.connected:
+            return
         self._cursor = cursor
         for client in list(self.clients.values()):
             if client.held is None and client.cursor is not None:

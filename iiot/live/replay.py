@@ -21,7 +21,9 @@ MAX_READINGS = 200_000
 # How many packets may wait for a client before the next page, and how long a client may take to receive them.
 MAX_WAITING = 100
 PATIENCE_SECONDS = 30.0
-ATTEMPTS = 5
+# How long the database may be away before a client that is owed something is sent to another worker, and the longest pause until the next attempt.
+CATCH_UP_SECONDS = 60.0
+LONGEST_PAUSE = 1.0
 
 HINT = "Load the readings with GET /api/v1/devices/{id}/telemetry and go on from there."
 
@@ -43,55 +45,68 @@ def resume(hub: Hub, client: Client, data: Any) -> str:
         raise Problem(400, "invalid", 'Send {"cursor": "<the newest cursor you have seen>"}.') from None
     if client.replaying:
         raise Problem(409, "busy", "A resume is under way. Wait for its answer.")
-    return str(_replay(hub, client, after))
+    client.replaying = True
+    client.held = client.held or []
+    done = False
+    try:
+        reached = _replay(hub, client, after)
+        done = True
+        return str(reached)
+    finally:
+        client.replaying = False
+        # Catching up, which was called while this one failed, has to begin anew; else the client is as it was before.
+        if client.again and not done:
+            hub.owe(client)
+        else:
+            hub.release(client)
 
 
 def catch_up(hub: Hub, client: Client) -> None:
-    """After the worker itself had lost Redis: send what it missed. A client that cannot be helped is disconnected and resumes by itself."""
-    for attempt in range(ATTEMPTS):
-        if client.replaying or client.cursor is None or client.sid not in hub.clients:
-            return
-        try:
-            _replay(hub, client, batchlog.Cursor.parse(client.cursor))
-        except Expired as problem:
-            hub.send(client, ("gap", {"error": problem.code, "detail": problem.detail, "hint": HINT}))
-            return
-        except Exception as error:
-            log.warning("catching up failed", attempt=attempt, error=str(error))
-            time.sleep(0.2 * 2**attempt)
-        else:
-            return
-    hub.drop(client, "cannot catch up")
+    """After the worker itself had lost Redis: send what it missed. A client that cannot be helped is disconnected and resumes by itself.
+
+    Nothing newer is sent before, however long the database is away: the cursor of an event promises that everything up to there has come.
+    """
+    if client.replaying:
+        client.again = True
+        return
+    client.replaying = True
+    deadline, pause = time.monotonic() + CATCH_UP_SECONDS, 0.1
+    try:
+        while client.cursor is not None and client.sid in hub.clients:
+            try:
+                if hub.settle(client):
+                    _replay(hub, client, batchlog.Cursor.parse(client.cursor))
+                    break
+            except Expired as problem:
+                hub.send(client, ("gap", {"error": problem.code, "detail": problem.detail, "hint": HINT}))
+                break
+            except Exception as error:
+                log.warning("catching up failed", error=str(error))
+            if time.monotonic() > deadline:
+                hub.drop(client, "cannot catch up")
+                break
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)
+    finally:
+        client.replaying = False
+        hub.release(client)
 
 
 def _replay(hub: Hub, client: Client, after: batchlog.Cursor) -> batchlog.Cursor:
     """Live events are held meanwhile. What is not yet readable at the last look will be sent live: the client was in its rooms before."""
-    client.replaying, client.again = True, False
-    if client.held is None:
-        client.held = []
-    done = False
-    try:
-        directory, sent = Directory(), 0
-        while True:
-            page, after, more = _page(client, directory, after)
-            for event, count in page:
-                hub.send(client, event)
-                sent += count
-            client.cursor = str(after)
-            if sent > MAX_READINGS:
-                raise Expired
-            _wait_for_room(hub, client)
-            if not more and not client.again:
-                done = True
-                return after
-            client.again = False
-    finally:
-        client.replaying = False
-        # Catching up, which was called while this one failed, has to begin anew; else the client is as it was before.
-        if not done and client.again:
-            hub.owe(client)
-        else:
-            hub.release(client)
+    directory, sent = Directory(), 0
+    while True:
+        client.again = False
+        page, after, more = _page(client, directory, after)
+        for event, count in page:
+            hub.send(client, event)
+            sent += count
+        client.cursor = str(after)
+        if sent > MAX_READINGS:
+            raise Expired
+        _wait_for_room(hub, client)
+        if not more and not client.again:
+            return after
 
 
 def _page(

@@ -33,9 +33,13 @@ def subscribe(hub: Hub, client: Client, data: Any) -> str:
     client.tenant = client.tenant or tenant
     if not hub.settle(client):
         raise Problem(503, "unavailable", "Live events cannot be reached at the moment. Try again.")
+    heard = hub.connected
     with tenancy.work(client.scope) as db:
         cursor = str(batchlog.position(db, TAILER))
     client.cursor = client.cursor or cursor
+    if not heard:
+        # Redis is away, or came back while the cursor was read.
+        hub.owe(client)
     return cursor
 
 

@@ -163,6 +163,27 @@ def test_postgresql_is_killed_and_comes_back(
     eventually(lambda: listener.readings.keys() >= source.everything, 30)
 
 
+def test_what_redis_brought_no_more_comes_in_order_although_the_database_is_away_as_well(
+    portal: Portal, device: factories.DeviceRow, listener: Listener, valkey: ValkeyServer, postgres: PostgresServer
+) -> None:
+    with storing(device) as source:
+        eventually(lambda: listener.readings)
+        before = portal.web.output.count("catching up failed")
+        valkey.kill()
+        source.more()
+        postgres.kill()
+        try:
+            valkey.start()
+            eventually(lambda: portal.web.output.count("catching up failed") >= before + 6, 30)
+        finally:
+            postgres.start()
+        source.more()
+    eventually(lambda: listener.readings.keys() >= source.everything, 30)
+    first = list(dict.fromkeys(listener.order))
+    assert first == sorted(first)
+    assert not listener.gone.is_set()
+
+
 def test_a_web_worker_is_killed_and_its_client_resumes(
     portal: Portal, device: factories.DeviceRow, listener: Listener
 ) -> None:
