@@ -12,7 +12,7 @@ from asyncua import ua
 from protocols import opcua_values as values
 from protocols.base import Refusal
 from protocols.opcua_space import Space, text_of, uid_of
-from protocols.served import Span
+from protocols.served import Signal, Span
 
 LARGEST_PAGE: Final = 5_000
 # Of all nodes of a request together.
@@ -77,7 +77,7 @@ class History:
             rest = self._begin(node.text, params.HistoryReadDetails, wanted.ContinuationPoint)
             if params.ReleaseContinuationPoints:
                 return ua.HistoryReadResult(StatusCode=values.GOOD)
-            return await self._page(space, rest, node.signal.type, (size, params.TimestampsToReturn))
+            return await self._page(space, rest, node.signal, (size, params.TimestampsToReturn))
         except Unreadable as error:
             return _failed(error.code)
 
@@ -93,7 +93,7 @@ class History:
         return question(text, details)
 
     async def _page(
-        self, space: Space, rest: _Rest, kind: str, form: tuple[int, ua.TimestampsToReturn]
+        self, space: Space, rest: _Rest, signal: Signal, form: tuple[int, ua.TimestampsToReturn]
     ) -> ua.HistoryReadResult:
         size, timestamps = form
         wanted = size if rest.left is None else min(size, rest.left)
@@ -105,7 +105,7 @@ class History:
             raise Unreadable(Codes.BadNodeIdUnknown if found.code == "not-found" else Codes.BadUserAccessDenied)
         shown, more = found[:wanted], len(found) > wanted
         result = ua.HistoryReadResult(StatusCode=values.GOOD)
-        result.HistoryData = ua.HistoryData(await asyncio.to_thread(_datavalues, kind, shown, timestamps))
+        result.HistoryData = ua.HistoryData(await asyncio.to_thread(_datavalues, signal, shown, timestamps))
         left = None if rest.left is None else rest.left - len(shown)
         if more and left != 0:
             last = shown[-1][0]
@@ -148,7 +148,9 @@ def _failed(code: int) -> ua.HistoryReadResult:
     return ua.HistoryReadResult(StatusCode=ua.StatusCode(code))
 
 
-def _datavalues(kind: str, readings: list[tuple[int, Any]], timestamps: ua.TimestampsToReturn) -> list[ua.DataValue]:
+def _datavalues(
+    signal: Signal, readings: list[tuple[int, Any]], timestamps: ua.TimestampsToReturn
+) -> list[ua.DataValue]:
     return [
-        values.stamped(values.datavalue(kind, ts, value), timestamps) for ts, value in readings if value is not None
+        values.stamped(values.datavalue(signal, ts, value), timestamps) for ts, value in readings if value is not None
     ]

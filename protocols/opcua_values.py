@@ -39,6 +39,7 @@ NUMBERS: Final = frozenset(
 LONGEST_TEXT: Final = 1024
 LONGEST_JSON: Final = 8192
 GOOD: Final = ua.StatusCode(ua.StatusCodes.Good)
+OUT_OF_RANGE: Final = ua.StatusCode(ua.StatusCodes.UncertainEngineeringUnitsExceeded)
 
 
 class Unfit(Exception):
@@ -54,17 +55,19 @@ def bad(code: int) -> ua.DataValue:
     return ua.DataValue(StatusCode=ua.StatusCode(code), ServerTimestamp=datetime.now(UTC))
 
 
-def datavalue(kind: str, ts: int, value: Any) -> ua.DataValue:
-    """A reading: `ts` is in milliseconds since the epoch, `kind` one of the signals' types; JSON is text."""
-    if kind == "number":
+def datavalue(signal: Signal, ts: int, value: Any) -> ua.DataValue:
+    """A reading of a signal: `ts` is in milliseconds since the epoch; JSON is text. Its quality is good within the signal's range."""
+    quality = GOOD
+    if signal.type == "number":
         value = float(value)
-    elif kind == "boolean":
+        quality = GOOD if _is_within(signal, value) else OUT_OF_RANGE
+    elif signal.type == "boolean":
         value = bool(value)
-    elif kind == "json":
+    elif signal.type == "json":
         value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return ua.DataValue(
-        Value=ua.Variant(value, DATA_TYPES[kind][1]),
-        StatusCode=GOOD,
+        Value=ua.Variant(value, DATA_TYPES[signal.type][1]),
+        StatusCode=quality,
         SourceTimestamp=datetime.fromtimestamp(ts / 1000, UTC),
         ServerTimestamp=datetime.now(UTC),
     )
@@ -132,11 +135,15 @@ def _number(signal: Signal, variant: ua.Variant) -> float:
     if variant.VariantType not in NUMBERS:
         raise Unfit(ua.StatusCodes.BadTypeMismatch)
     number = float(variant.Value)
-    low = -math.inf if signal.minimum is None else signal.minimum
-    high = math.inf if signal.maximum is None else signal.maximum
-    if not math.isfinite(number) or not low <= number <= high:
+    if not math.isfinite(number) or not _is_within(signal, number):
         raise Unfit(ua.StatusCodes.BadOutOfRange)
     return number
+
+
+def _is_within(signal: Signal, number: float) -> bool:
+    low = -math.inf if signal.minimum is None else signal.minimum
+    high = math.inf if signal.maximum is None else signal.maximum
+    return low <= number <= high
 
 
 def milliseconds(moment: datetime | None, up: bool = False) -> int | None:

@@ -151,8 +151,8 @@ class View:
         changes: list[tuple[str, ua.DataValue]] = []
         newest = self.values.get(place)
         for ts, value in sorted(readings, key=lambda reading: reading[0]):
-            made = datavalue(signal.type, ts, value)
-            if newest is None or made.SourceTimestamp > newest.SourceTimestamp:
+            made = datavalue(signal, ts, value)
+            if newest is None or _replaces(made, newest):
                 newest = made
                 changes.append((f"{uid}/{signal.key}", made))
         if newest is not None:
@@ -181,3 +181,10 @@ class View:
         for node, value in changes:
             for handle, told in list(self._watching.get(node, {}).items()):
                 await told(handle, value)
+
+
+def _replaces(made: ua.DataValue, newest: ua.DataValue) -> bool:
+    """It is newer, or the same in another range, which has changed its quality."""
+    if made.SourceTimestamp == newest.SourceTimestamp:
+        return bool(made.StatusCode != newest.StatusCode)
+    return bool(made.SourceTimestamp > newest.SourceTimestamp)

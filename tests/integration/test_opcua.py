@@ -132,6 +132,34 @@ def test_new_values_are_pushed_within_a_second(server: Server, side: Side) -> No
     assert sorted(run(look()))[2] <= 1.0
 
 
+def test_a_value_outside_its_range_is_uncertain(server: Server, side: Side) -> None:
+    device = side.device()
+    now = clock.now_ms()
+    factories.store(device.uid, (now - 2_000, {"a": 20.0}), (now - 1_000, {"a": 130.0}))
+    side.change(device, "a", min=0.0, max=100.0)
+
+    async def look() -> None:
+        async with server.connected(side.user("viewer")) as client:
+            signal = node(client, f"{device.uid}/a")
+
+            async def there() -> ua.DataValue | None:
+                value = await signal.read_data_value(raise_on_bad_status=False)
+                return value if value.Value.Value == 130.0 else None
+
+            exceeded = ua.StatusCodes.UncertainEngineeringUnitsExceeded
+            assert (await soon(there)).StatusCode.value == exceeded
+            history = await signal.read_raw_history(datetime.fromtimestamp(now / 1000 - 10, UTC), datetime.now(UTC))
+            assert [(each.Value.Value, each.StatusCode.value) for each in history] == [(20.0, 0), (130.0, exceeded)]
+            side.change(device, "a", min=0.0, max=200.0)
+
+            async def good() -> bool:
+                return (await signal.read_data_value(raise_on_bad_status=False)).StatusCode.is_good()
+
+            assert await soon(good)
+
+    run(look())
+
+
 def test_history_is_read_in_both_directions_and_in_pages(server: Server, side: Side) -> None:
     device = side.device()
     first = clock.now_ms() // 1000 * 1000 - 3_600_000
