@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import datetime
 import functools
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,23 +63,6 @@ def pair(folder: Path, name: str = "client") -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return paths
-
-
-class Patient(AdapterProcess):
-    """An adapter that may take its time: the standard's nodes are some seconds of work on a busy machine."""
-
-    def start(self) -> None:
-        """Start it and wait until it listens."""
-        before = self.connections
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "protocols", "run", self.name],
-                cwd=services.ROOT,
-                env=services.environment(self.settings),
-                stdout=log,
-                stderr=log,
-            )
-        services.eventually(lambda: self.connections > before, 60)
 
 
 @dataclass
@@ -166,7 +147,7 @@ def serving(settings: Settings, **fields: Any) -> Iterator[Server]:
         beside = stream()
         beside.start()
         try:
-            process = Patient(changed, "opcua")
+            process = AdapterProcess(changed, "opcua")
             try:
                 process.start()
                 yield Server(process, f"opc.tcp://{bind}/iiot", settings.data_dir)
