@@ -90,7 +90,8 @@ def _let_the_bench_in(broker: MosquittoServer) -> None:
     """One more client in the broker's file: it may publish for every device, and read as the adapter does."""
     from iiot import broker as security
 
-    document = json.loads(json.dumps(broker._first()))
+    files = dict(broker.mosquitto.files())
+    document = json.loads(files["dynamic-security.json"])
     salt, hashed, iterations = security.verifier(BENCH_USER)
     client = {
         "username": BENCH_USER,
@@ -106,7 +107,9 @@ def _let_the_bench_in(broker: MosquittoServer) -> None:
     document["clients"].append(client)
     document["roles"].append({"rolename": BENCH_USER, "acls": acls})
     broker.mosquitto.account.make_dir(broker.mosquitto.folder)
-    broker.mosquitto.account.write(broker.mosquitto.folder / "dynamic-security.json", json.dumps(document))
+    files["dynamic-security.json"] = json.dumps(document)
+    for name, content in files.items():
+        broker.mosquitto.account.write(broker.mosquitto.folder / name, content)
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:

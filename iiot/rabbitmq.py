@@ -3,8 +3,8 @@
 A device is a user of its own, `<uid>` for its first credential and `<uid>.<slot>` for the others (as at the MQTT broker, see `iiot.broker`). It may
 write to the exchange `iiot` under its own routing keys and read its own queue of commands; it may make nothing. RabbitMQ allows every routing key
 to a user without a topic permission, so that one is set before the others; and it remembers permissions per connection, so a login is changed by
-deleting the user, which ends its connections, and making it anew. Each call makes one short connection in the calling thread. Without
-`amqp_management_url` the calls do nothing.
+deleting the user, which ends its connections, and making it anew. The queue is made along with the user. Each call makes one short connection in
+the calling thread. Without `amqp_management_url` the calls do nothing.
 
 Sources: rabbitmq.com/docs/access-control (topic authorisation, revoking), rabbitmq.com/docs/passwords, the API's own page at /api/index.html.
 """
@@ -149,6 +149,13 @@ def remove_device(uid: str) -> None:
         remove_queue(uid)
 
 
+def make_queues(uids: Iterable[str]) -> None:
+    """Make the queues of commands of these devices."""
+    with _Management() as api:
+        for uid in uids:
+            api.make_queue(uid)
+
+
 def remove_queue(uid: str) -> None:
     """Delete the queue of commands of a device, with what waits in it. An unknown one is no error."""
     with _Management() as api:
@@ -250,9 +257,14 @@ class _Management:
         self.remove(user)
         password = {"password_hash": base64.b64encode(login.hash).decode(), "hashing_algorithm": HASHING, "tags": ""}
         self.ask("PUT", f"/api/users/{user}", password)
+        self.make_queue(login.uid)
         for _, exchange, write, read in allowed.topics:
             topic = {"exchange": exchange, "write": write, "read": read}
             self.ask("PUT", f"/api/topic-permissions/{self.path}/{user}", topic)
         for _, configure, write, read in allowed.permissions:
             permission = {"configure": configure, "write": write, "read": read}
             self.ask("PUT", f"/api/permissions/{self.path}/{user}", permission)
+
+    def make_queue(self, uid: str) -> None:
+        """The queue of commands of a device, which it may read and not make; one that is there stays as it is."""
+        self.ask("PUT", f"/api/queues/{self.path}/{quote(command_queue(uid), safe='')}", {"durable": True})

@@ -77,7 +77,9 @@ def make(settings: Any) -> AmqpAdapter:
 
 
 class AmqpAdapter:
-    """See `protocols.base.Adapter` and `Commander`."""
+    """See `protocols.base.Adapter` and `Commander`. The queue keeps a command for a device that was never seen, unless it listens over MQTT."""
+
+    strangers_after = 2.0
 
     def __init__(self, parameters: pika.ConnectionParameters) -> None:
         self.parameters = parameters
@@ -159,13 +161,11 @@ class _Connection:
         self._channel: Any = None
         self._declared = self._consuming = self._connected = self._closing = False
         self._consumed = 0
-        # Written by the writer's thread, read by the loop: the last settled message, and who and what has to be told.
+        # Written by the writer's thread, read by the loop: the last settled message, and what has to be told.
         self._settled = 0
         self._acknowledged = 0
         self._rung = False
         self._refused: deque[tuple[Message, Outcome]] = deque()
-        self._seen: deque[str] = deque()
-        self._queued: set[str] = set()
         self.outgoing = Outgoing(parameters, self.loop, self._start, self._on_lost)
         self.consumer = StreamConnection(
             parameters,
@@ -325,11 +325,6 @@ class _Connection:
             return
         if outcome.refusals:
             self._refused.append((message, outcome))
-        uid = message.uid
-        if uid not in self._queued:
-            self._queued.add(uid)
-            if not (outcome.refusals and outcome.refusals[0].code == "unknown-device"):
-                self._seen.append(uid)
         self._settled = message.receipt
         if not self._rung:
             self._rung = True
@@ -349,8 +344,6 @@ class _Connection:
         while self._refused:
             message, outcome = self._refused.popleft()
             self.outgoing.bury(message, outcome.refusals, outcome.accepted)
-        while self._seen:
-            self.outgoing.make_queue(self._seen.popleft())
         if settled > self._acknowledged:
             self._acknowledged = settled
             self._channel.basic_ack(settled, multiple=True)

@@ -42,7 +42,6 @@ class Outgoing:
         self._number = 0
         self._waiting: dict[int, Done] = {}
         self._returned: set[str] = set()
-        self._queues: set[str] = set()
         self.blocked = False
         self.connection = pika.SelectConnection(
             parameters,
@@ -75,7 +74,6 @@ class Outgoing:
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
         self._number = 0
-        self._queues.clear()
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=lambda _frame: self._ready())
@@ -107,12 +105,6 @@ class Outgoing:
         self._waiting[self._number] = done
         self._channel.basic_publish("", key, body, properties, mandatory=True)
 
-    def make_queue(self, uid: str) -> None:
-        """The queue of a device's commands, which it can read from now on. Made once per channel."""
-        if self.is_open and uid not in self._queues:
-            self._queues.add(uid)
-            self._channel.queue_declare(COMMANDS + uid, durable=True)
-
     def command(self, order: Order, done: Done) -> None:
         """Publish a command to the device's queue; `done(True)` once RabbitMQ has it on disk. It drops it when its time is up before it was read."""
         if not self.is_open:
@@ -123,8 +115,8 @@ class Outgoing:
             done(good and order.id not in self._returned)
             self._returned.discard(order.id)
 
-        self._queues.discard(order.uid)
-        self.make_queue(order.uid)
+        # Made with the device's user; an administrator may have removed it since.
+        self._channel.queue_declare(COMMANDS + order.uid, durable=True)
         properties = pika.BasicProperties(
             content_type="application/json",
             delivery_mode=2,

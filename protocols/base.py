@@ -276,13 +276,22 @@ class Listening(Protocol):
         """The uids of devices that could take a command now. Called by a thread of the runner; does not block."""
 
 
+class NobodyThere(Exception):
+    """Raised by `Commander.command` when the protocol knows that the device does not listen: it is tried again later, others at once."""
+
+
 @runtime_checkable
 class Commander(Protocol):
-    """What an adapter also offers when its protocol can take commands to devices."""
+    """What an adapter also offers when its protocol can take commands to devices.
+
+    Two numbers, in seconds, widen whose commands it is given beyond the devices that were last seen on it: `strangers_after`
+    those of devices that were never seen anywhere, `others_after` those of devices that were last seen elsewhere and have not
+    fetched them there. Without them, or with None, it is given none of those.
+    """
 
     def command(self, order: Order) -> bool:
         """Hand one command over. True once the protocol has confirmed that it keeps it for the device (MQTT: the PUBACK
-        of the broker); False when it cannot now, and then the same command comes again.
+        of the broker); False when it cannot now, and then the same command comes again. Raises NobodyThere.
 
         Called by a thread of the runner, one command at a time, also while there is no connection. Takes two seconds at
         most and does not raise: the row of the command is locked meanwhile.

@@ -194,7 +194,8 @@ class Devices:
             return self._away(error)
         if order is None:
             return None
-        return Order(order.device_uid, order.uid, order.name, order.params, clock.to_ms(order.expires_at))
+        ends = clock.to_ms(order.expires_at)
+        return Order(order.device_uid, order.uid, order.name, order.params, ends, order.child, order.address)
 
     def _print(self, uid: str, token: str) -> bytes:
         return hashlib.blake2b(

@@ -54,6 +54,8 @@ TOPICS_KEPT: Final = 50_000
 TOLD_PER_MESSAGE: Final = 5
 # Notices to devices wait here while they are offline to us; beyond it they are dropped, as they are a courtesy.
 NOTICES_QUEUED: Final = 10_000
+# A device that is seen on another protocol, and does not take its command there, may listen here.
+OTHERS_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,10 @@ class MqttAdapter:
         self.address = address
         self.client_id = client_id
         self._connection: _Connection | None = None
+        # With MQTT 5 the broker tells who listens, so devices may be tried that were never seen here.
+        tells = address.version == 5
+        self.strangers_after = 0.0 if tells else None
+        self.others_after = OTHERS_SECONDS if tells else None
 
     def check(self) -> None:
         """Log in with a client id of our own kind and leave."""
@@ -126,7 +132,7 @@ class MqttAdapter:
         connection = self._connection
         if connection is None or not (connection.alive and connection.subscribed):
             return False
-        return mqtt_commands.publish(connection.client, order, five=self.address.version == 5)
+        return mqtt_commands.publish(connection.client, order, connection.unheard, five=self.address.version == 5)
 
     def send(self, uid: str, token: str, payload: bytes) -> None:
         """Publish one telemetry message as the device, QoS 1; its PUBACK is the broker's, not yet the database's."""
@@ -160,6 +166,7 @@ class _Connection:
         client.max_queued_messages_set(NOTICES_QUEUED)
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
+        client.on_publish = self.unheard = mqtt_commands.Unheard()
         # With this callback set paho only queues what other threads send, and calls it once per burst.
         client.on_socket_register_write = self._ring
 

@@ -1,7 +1,8 @@
 """Commands between the portal's queue and an adapter that can take them to devices: one thread per adapter, and the answers.
 
 The thread is woken through Redis when a command was made or the one before it has ended, and looks once a second in any case. It also notes which
-devices were seen on the protocol: their commands go there, see `iiot.services.command_delivery`.
+devices were seen on the protocol: their commands go there, see `iiot.services.command_delivery`. A device that does not listen is asked again less
+and less often, and at once when it was seen.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -17,11 +19,13 @@ from prometheus_client import Counter
 from iiot import clock
 from iiot.services import command_bell, command_delivery, presence
 from iiot.services.ingest import Incoming
-from protocols.base import Commander, Listening, Message, Order
+from protocols.base import Commander, Listening, Message, NobodyThere, Order
 
 LOOK_SECONDS: Final = 1.0
 # How long a device that was noted is not noted again; it may have asked over HTTP meanwhile.
-NOTED_SECONDS: Final = 60.0
+NOTED_SECONDS: Final = 10.0
+# A device that does not listen is tried again after a tenth of the time that it has not, at least and at most so many seconds.
+PAUSES: Final = (1.0, 60.0)
 NOTED: Final = 100_000
 
 commands_total = Counter("iiot_protocol_commands_total", "Commands handed to the protocol for a device.", ["protocol"])
@@ -40,6 +44,9 @@ class Orders:
         self._news: set[str] = set()
         self._forget_at = 0.0
         self._passed_over: set[str] = set()
+        self._reach = command_delivery.Reach(_span(adapter, "strangers_after"), _span(adapter, "others_after"))
+        # Devices that do not listen: since when, and when they are tried again (`time.monotonic`).
+        self._absent: dict[str, tuple[float, float]] = {}
 
     def start(self) -> None:
         """Begin, in a thread of its own that ends with `stop`."""
@@ -59,6 +66,8 @@ class Orders:
             news = uids - self._noted
             self._noted |= news
             self._news |= news
+            for uid in news & self._absent.keys():
+                del self._absent[uid]
         if news:
             command_bell.bell().ring(command_bell.ANY)
 
@@ -78,18 +87,31 @@ class Orders:
 
     def _hand_over(self) -> None:
         """As long as there is something to hand over. A device that could not take its command holds up none of the others."""
-        self._passed_over.clear()
+        self._passed_over = self._resting()
         while not self.stop.is_set():
-            among = None
-            if isinstance(self.adapter, Listening):
-                among = [uid for uid in self.adapter.listening() if uid not in self._passed_over]
-                if not among:
-                    return
-            before = len(self._passed_over)
-            if command_delivery.deliver(self.name, self._give, among):
-                commands_total.labels(self.name).inc()
-            elif among is None or len(self._passed_over) == before:
+            among = self.adapter.listening() if isinstance(self.adapter, Listening) else None
+            if among is not None and not among:
                 return
+            before = len(self._passed_over)
+            if command_delivery.deliver(
+                self.name, self._give, among=among, without=self._passed_over, reach=self._reach
+            ):
+                commands_total.labels(self.name).inc()
+            elif len(self._passed_over) == before:
+                return
+
+    def _resting(self) -> set[str]:
+        now = time.monotonic()
+        with self._lock:
+            return {uid for uid, (_, due) in self._absent.items() if due > now}
+
+    def _rest(self, uid: str) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if len(self._absent) > NOTED:
+                self._absent.clear()
+            since = self._absent.get(uid, (now, now))[0]
+            self._absent[uid] = since, now + min(max((now - since) / 10, PAUSES[0]), PAUSES[1])
 
     def _reached(self) -> None:
         with self._lock:
@@ -104,20 +126,28 @@ class Orders:
             raise
 
     def _give(self, order: command_delivery.Order) -> bool:
-        taken = self.adapter.command(
-            Order(
-                order.device_uid,
-                order.uid,
-                order.name,
-                order.params,
-                clock.to_ms(order.expires_at),
-                order.child,
-                order.address,
+        uid = order.device_uid
+        try:
+            taken = self.adapter.command(
+                Order(
+                    uid, order.uid, order.name, order.params, clock.to_ms(order.expires_at), order.child, order.address
+                )
             )
-        )
-        if not taken:
-            self._passed_over.add(order.device_uid)
+        except NobodyThere:
+            self._rest(uid)
+            self._passed_over.add(uid)
+            return False
+        if taken:
+            with self._lock:
+                self._absent.pop(uid, None)
+        elif isinstance(self.adapter, Listening):
+            self._passed_over.add(uid)
         return taken
+
+
+def _span(adapter: Commander, name: str) -> timedelta | None:
+    seconds = getattr(adapter, name, None)
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def note_outage(protocol: str, seconds: float) -> None:

@@ -50,7 +50,7 @@ class Command(TenantOwned, Base):
     name: Mapped[str]
     params: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
     state: Mapped[str] = mapped_column(server_default="queued")
-    # Which protocol took it to the device; one alone does.
+    # Which protocol took it to the device; None before that, and when two did.
     protocol: Mapped[str | None]
     idempotency_key: Mapped[str | None]
     created_by: Mapped[str] = mapped_column(server_default="")

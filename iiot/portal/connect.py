@@ -13,6 +13,8 @@ from iiot.portal import forms
 from iiot.services import adapters, credentials
 
 PLACEHOLDER = "YOUR_TOKEN"
+# What uals calls itself; its certificate has to say the same.
+CLIENT_URI = "urn:example.org:FreeOpcUa:opcua-asyncio"
 # What a server binds to when it listens on every address; no device can connect to it by that name.
 EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 READING = """'{"temperature": 21.5, "running": true}'"""
@@ -117,9 +119,10 @@ def _mosquitto(place: Place, address: tuple[str, int], more: str = "") -> str:
 
 
 def _mqtt_js(place: Place, address: tuple[str, int]) -> str:
+    # With "=", as a token may begin with a dash.
     return (
         f"mqtt pub -l ws -h {address[0]} -p {address[1]} -q 1 \\\n"
-        f"  -i {place.uid} -u {place.user} -P '{place.token}' \\\n"
+        f"  -i {place.uid} -u {place.user} --password='{place.token}' \\\n"
         f"  -t iiot/{place.uid}/up/telemetry \\\n"
         f"  -m {READING}"
     )
@@ -187,7 +190,7 @@ def _amqp(place: Place) -> Entry:
     )
     note = (
         "From the package amqp-tools. The broker keeps the message until the portal has stored it. "
-        f"Commands wait in the queue command.{place.uid}, which is there after the first message."
+        f"Commands wait in the queue command.{place.uid}."
     )
     return Entry("amqp", "AMQP", joined(address), (Snippet("AMQP", text),), note)
 
@@ -197,16 +200,22 @@ def _opcua(place: Place) -> Entry:
         off = "The server does not run. Start it: python -m protocols run opcua"
         return Entry("opcua", "OPC UA", off=off)
     url = f"opc.tcp://{joined(place.address('opcua') or split_bind(place.settings.opcua_bind))}/iiot"
+    certificate = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 825 -subj /CN=client \\\n"
+        f"  -addext subjectAltName=URI:{CLIENT_URI} \\\n"
+        "  -keyout client-key.pem -out client-cert.pem"
+    )
     text = (
         f"uals --url {url} \\\n  --security Basic256Sha256,SignAndEncrypt,client-cert.pem,client-key.pem \\\n"
-        "  --user YOUR_EMAIL --password 'YOUR_PASSWORD' \\\n"
-        "  --nodeid i=85 --path 0:Objects,2:Devices --depth 2"
+        "  --user 'YOUR_EMAIL' --password 'YOUR_PASSWORD' \\\n"
+        f"  --nodeid 'ns=2;s={place.uid}'"
     )
     note = (
-        "For SCADA programs that read: they sign in as a person of this portal or with an API key, encrypted, with a certificate of their own, "
-        f"and find this device's signals as ns=2;s={place.uid}/<signal>. uals is in the Python package asyncua."
+        "For SCADA programs, which read and command: they sign in as a person of this portal or with an API key, encrypted, with a certificate of "
+        f"their own, and find this device's signals as ns=2;s={place.uid}/<signal>. Devices send nothing over it, so it never turns green. "
+        "uals is in the Python package asyncua."
     )
-    return Entry("opcua", "OPC UA", url, (Snippet("OPC UA", text),), note)
+    return Entry("opcua", "OPC UA", url, (Snippet("A certificate, once", certificate), Snippet("OPC UA", text)), note)
 
 
 # In this order on the page. One that is added here is on it.

@@ -1,17 +1,19 @@
 """Commands on their way to devices, and the answers: what every protocol uses.
 
-Per device one command is out at a time, the oldest unfinished one; the next follows when that one is done, failed, expired or cancelled. One
-protocol delivers it: a device that was last seen on a protocol whose adapter pushes (MQTT) gets it there, any other waits for the device's own
-question over HTTP. `Device.command_protocol` keeps where it was last seen. What is for a child goes to its gateway, which answers for it.
+Per device one command is out at a time, the oldest unfinished one; the next follows when that one is done, failed, expired or cancelled. The
+protocol on which the device was last seen delivers it (`Device.command_protocol`): where adapters push it goes there, else it waits for the device's
+own question. One that was never seen may only listen: `Reach` says who tries. A device that moves gets an unanswered command again where it is now:
+at least once, known by its id. What is for a child goes to its gateway, which answers for it.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 
 import msgspec
-from sqlalchemy import CursorResult, case, exists, func, or_, select, update
+from sqlalchemy import CursorResult, Text, all_, any_, case, exists, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from iiot import clock, ids, tenancy
@@ -21,6 +23,8 @@ from iiot.services import command_life, commands
 from iiot.tenancy import Scope
 
 HTTP = "http"
+# What was sent over these the device has taken itself.
+FETCHED = (HTTP, "coap")
 MAX_ANSWER = 16 * 1024
 _OF_DEVICE = (Device.tenant_id == Command.tenant_id) & (Device.id == Command.device_id)
 # Since when it may go out.
@@ -30,6 +34,21 @@ _FREE = Command.approval.is_distinct_from("waiting")
 _GATEWAY = aliased(Device)
 _OF_GATEWAY = (_GATEWAY.tenant_id == Device.tenant_id) & (_GATEWAY.id == Device.gateway_id)
 _ANSWER_HINT = 'an answer is {"status": "done" or "failed", "result": …}'
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Whose commands a protocol also hands over, beside those of the devices that were last seen on it; None: nobody's.
+
+    `strangers`: those of devices that were never seen, after so long; `others`: those of devices that were last seen elsewhere, and that have not
+    fetched them there, after so long. Only for a protocol that notices when nobody is there, or that keeps a command for the device.
+    """
+
+    strangers: timedelta | None = None
+    others: timedelta | None = None
+
+
+NO_FURTHER = Reach()
 
 
 @dataclass(frozen=True)
@@ -62,13 +81,18 @@ class Answer:
 class _AnswerBody(msgspec.Struct):
     status: Literal["done", "failed"]
     result: Any = None
+    # Where the protocol itself does not say which command is meant.
+    id: str = ""
 
 
 _decode = msgspec.json.Decoder(_AnswerBody).decode
 
 
 def parse_answer(device_uid: str, command_uid: str, payload: bytes) -> Answer:
-    """Read `{"status", "result"}`; what is wrong with it stands in `error`, as even that shows that the command has arrived."""
+    """Read `{"status", "result"}`, and `id` where `command_uid` is empty.
+
+    What is wrong with it stands in `error`, as even that shows that the command has arrived.
+    """
     try:
         if len(payload) > MAX_ANSWER:
             raise PayloadError("too-large", f"an answer has at most {MAX_ANSWER} bytes", "answer_bytes", MAX_ANSWER)
@@ -78,7 +102,7 @@ def parse_answer(device_uid: str, command_uid: str, payload: bytes) -> Answer:
         return Answer(device_uid, command_uid, "failed", error=error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Answer(device_uid, command_uid, "failed", error=PayloadError("answer-invalid", _ANSWER_HINT))
-    return Answer(device_uid, command_uid, body.status, body.result)
+    return Answer(device_uid, command_uid or body.id, body.status, body.result)
 
 
 def check_result(result: Any) -> None:
@@ -99,20 +123,30 @@ def reached(protocol: str, device_uids: Collection[str]) -> bool:
         return bool(cast(CursorResult[Any], db.execute(moved)).rowcount)
 
 
-def deliver(protocol: str, give: Callable[[Order], bool], among: Collection[str] | None = None) -> bool:
+def deliver(
+    protocol: str,
+    give: Callable[[Order], bool],
+    *,
+    among: Collection[str] | None = None,
+    without: Collection[str] = (),
+    reach: Reach = NO_FURTHER,
+) -> bool:
     """Hand the oldest command that waits for `protocol` to `give`; False when there is none, or when `give` could not take it.
 
-    `among`: the uids of the devices that can take one now; None: all of them.
+    `among`: the uids of the devices that can take one now; None: all of them. `without`: of those that cannot.
 
     `give` is called while the command's row is locked, so nobody else hands it out, and an answer that comes at once waits for the commit.
     A crash between the two hands the command over twice: devices know it by its id.
     """
     with tenancy.work(tenancy.system("ingest")) as db:
         now = clock.now()
-        waiting = _waiting(protocol, now)
+        waiting = _waiting(protocol, reach, now)
+        # Those of children are handed to their gateway.
+        recipient = func.coalesce(_GATEWAY.uid, Device.uid)
         if among is not None:
-            # Those of children are handed to their gateway.
-            waiting = waiting.where(or_(Device.uid.in_(among), _GATEWAY.uid.in_(among)))
+            waiting = waiting.where(recipient == any_(literal(list(among), ARRAY(Text))))
+        if without:
+            waiting = waiting.where(recipient != all_(literal(list(without), ARRAY(Text))))
         command = db.scalar(waiting)
         if command is None or not give(_order(db, command)):
             return False
@@ -120,7 +154,7 @@ def deliver(protocol: str, give: Callable[[Order], bool], among: Collection[str]
         return True
 
 
-def _waiting(protocol: str, now: datetime) -> Any:
+def _waiting(protocol: str, reach: Reach, now: datetime) -> Any:
     """The oldest command that is next for a device of this protocol; those at work elsewhere are passed over."""
     older = aliased(Command)
     is_behind = exists().where(
@@ -136,9 +170,9 @@ def _waiting(protocol: str, now: datetime) -> Any:
         .join(Device, _OF_DEVICE)
         .join(Tenant, Tenant.id == Command.tenant_id)
         .outerjoin(_GATEWAY, _OF_GATEWAY)
-        .where(Command.state == "queued", Command.expires_at > now, _FREE, ~is_behind)
+        .where(Command.state.in_(("queued", "sent")), Command.expires_at > now, _FREE, ~is_behind)
         .where(Device.enabled, _GATEWAY.enabled.is_not(False), Tenant.status == "active")
-        .where(case((_GATEWAY.id.is_not(None), _GATEWAY.command_protocol), else_=Device.command_protocol) == protocol)
+        .where(_is_for(protocol, reach, now))
         .options(selectinload(Command.device))
         .order_by(_SINCE, Command.id)
         .limit(1)
@@ -146,9 +180,27 @@ def _waiting(protocol: str, now: datetime) -> Any:
     )
 
 
+def _is_for(protocol: str, reach: Reach, now: datetime) -> Any:
+    seen_on = case((_GATEWAY.id.is_not(None), _GATEWAY.command_protocol), else_=Device.command_protocol)
+    since = func.coalesce(Command.sent_at, _SINCE)
+    # Each further protocol takes it once: see `_send`.
+    is_open = (Command.state == "queued") | (Command.protocol != protocol)
+    whose = [(seen_on == protocol) & is_open]
+    if reach.strangers is not None:
+        whose.append(seen_on.is_(None) & is_open & (since <= now - reach.strangers))
+    if reach.others is not None:
+        is_fetched = (Command.state == "sent") & Command.protocol.in_(FETCHED)
+        whose.append((seen_on != protocol) & is_open & ~is_fetched & (since <= now - reach.others))
+    return or_(*whose)
+
+
 def _send(db: Session, command: Command, protocol: str, now: datetime) -> None:
-    command.protocol = protocol
-    command_life.advance(command, "sent", now)
+    if command.state == "queued":
+        command.protocol = protocol
+        command_life.advance(command, "sent", now)
+    else:
+        # A second one took it, and no third one shall.
+        command.protocol = None
     commands.tell(db, command)
 
 
@@ -206,7 +258,7 @@ def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
             return None
         if command.state == "queued":
             _send(db, command, protocol, now)
-        return _order(db, command) if command.protocol == protocol else None
+        return _order(db, command)
 
 
 def take(db: Session, answer: Answer) -> PayloadError | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import structlog
 from prometheus_client import Gauge
@@ -18,7 +18,7 @@ from iiot.services.provisioning import GRACE
 
 amqp_drift = Gauge(
     "iiot_amqp_drift",
-    "Users of RabbitMQ that differed from the database at the last comparison: missing, extra, wrong_rights; and queues of devices that are gone.",
+    "What differed at RabbitMQ at the last comparison: users missing, extra, wrong_rights; queues of devices that are gone; devices unqueued.",
     ["kind"],
     multiprocess_mode="mostrecent",
 )
@@ -30,15 +30,16 @@ log = structlog.get_logger("provisioning")
 class Drift:
     """User names that differed. `missing`: not there, or with another token; `extra`: there, but no device has such a credential now;
     `wrong_rights`: may do something else than a device, or has no topic permission, which allows every routing key. `queues`: uids of devices
-    that are gone."""
+    that are gone; `unqueued`: of those whose queue is missing."""
 
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     wrong_rights: tuple[str, ...] = ()
     queues: tuple[str, ...] = ()
+    unqueued: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.extra or self.wrong_rights or self.queues)
+        return any((self.missing, self.extra, self.wrong_rights, self.queues, self.unqueued))
 
 
 def reconcile() -> Drift:
@@ -49,8 +50,9 @@ def reconcile() -> Drift:
     users, queues = rabbitmq.list_logins(), rabbitmq.list_queues()
     logins, young = _stored()
     drift = compare(users, logins, young, rabbitmq.virtual_host(load().amqp_url))
-    drift = Drift(drift.missing, drift.extra, drift.wrong_rights, _without_device(queues))
-    for kind in ("missing", "extra", "wrong_rights", "queues"):
+    mute = {login.uid for user, login in logins.items() if user not in young} - queues
+    drift = replace(drift, queues=_without_device(queues), unqueued=tuple(sorted(mute)))
+    for kind in ("missing", "extra", "wrong_rights", "queues", "unqueued"):
         amqp_drift.labels(kind).set(len(getattr(drift, kind)))
     if drift:
         log.warning(
@@ -59,7 +61,8 @@ def reconcile() -> Drift:
             extra=drift.extra[:20],
             wrong_rights=drift.wrong_rights[:20],
             queues=drift.queues[:20],
-            count=len(drift.missing) + len(drift.extra) + len(drift.wrong_rights) + len(drift.queues),
+            unqueued=drift.unqueued[:20],
+            count=sum(len(getattr(drift, each.name)) for each in fields(drift)),
         )
         _mend(drift, logins)
     return drift
@@ -105,6 +108,7 @@ def _mend(drift: Drift, logins: dict[str, Login]) -> None:
         rabbitmq.remove_login(user)
     again = [logins[user] for user in (*drift.missing, *drift.wrong_rights)]
     rabbitmq.add_logins(again)
+    rabbitmq.make_queues(drift.unqueued)
     for uid in drift.queues:
         if read_user_name(uid) is not None:
             rabbitmq.remove_queue(uid)

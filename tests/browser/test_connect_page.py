@@ -1,15 +1,19 @@
 """The Connect page: its commands work as they stand there, and the protocol that brought the first message turns green."""
 
+import contextlib
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.conftest import Account
-from tests.services import eventually, missing
+from tests.browser.conftest import PASSWORD, Account
+from tests.services import Stack, eventually, foreign, missing, node
 
 PROGRAMS = {"MQTT": "mosquitto_pub", "HTTP": "curl", "CoAP": "coap-client-notls", "AMQP": "amqp-publish"}
 PACKAGES = {"MQTT": "mosquitto-clients", "HTTP": "curl", "CoAP": "libcoap3-bin", "AMQP": "amqp-tools"}
@@ -19,10 +23,16 @@ def card(page: Page, title: str) -> Locator:
     return page.get_by_role("region", name=title, exact=True)
 
 
-def paste(text: str) -> None:
-    """Run what was copied in a shell, as a person does."""
-    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=60, check=False)
+def paste(text: str, folder: Path | None = None) -> str:
+    """Run what was copied in a shell, as a person does; what it printed."""
+    done = subprocess.run(["bash", "-c", text], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, (text, done.stdout, done.stderr)
+    return done.stdout
+
+
+def shown(page: Page, title: str, label: str) -> str:
+    """The text of a command on the page."""
+    return card(page, title).get_by_label(label, exact=True).locator("code").inner_text()
 
 
 def test_the_commands_work_as_they_are_shown_and_turn_their_protocol_green(page: Page, account: Account) -> None:
@@ -40,7 +50,7 @@ def test_the_commands_work_as_they_are_shown_and_turn_their_protocol_green(page:
             missing(f"{program} (apt-get install {PACKAGES[title]})")
         arrived = card(page, title).locator("[data-protocol]")
         expect(arrived).to_be_hidden()
-        paste(card(page, title).get_by_label(title, exact=True).locator("code").inner_text())
+        paste(shown(page, title, title))
         expect(arrived).to_have_text(re.compile(r"Received \d\d:\d\d:\d\d"))
         expect(page.locator("[data-detail]")).to_contain_text(f"over {title} at")
     expect(page.get_by_text("Connected", exact=True)).to_be_visible()
@@ -49,6 +59,38 @@ def test_the_commands_work_as_they_are_shown_and_turn_their_protocol_green(page:
     assert (history[-1]["reason"], history[-1]["protocol"]) == ("telemetry", "mqtt")
     page.get_by_role("link", name="Connections").click()
     expect(page.locator(".feed li").last).to_contain_text("It sent readings")
+
+
+def test_the_other_commands_work_as_they_are_shown(page: Page, account: Account, stack: Stack, tmp_path: Path) -> None:
+    page.goto("/devices")
+    page.get_by_role("button", name="Add device").first.click()
+    page.get_by_label("Name").fill("Pasted too")
+    page.get_by_role("dialog").get_by_role("button", name="Add device").click()
+    expect(page.get_by_text("Waiting for the first message")).to_be_visible()
+    uid = page.url.split("/")[-2]
+    shutil.copy(stack.data_dir / "pki" / "server-ca.crt", tmp_path)
+    tools = Path(sys.executable).parent
+
+    def stored() -> int:
+        with contextlib.suppress(HTTPError):
+            return len(account.call("GET", f"/devices/{uid}/telemetry?keys=running")["running"])
+        # Before the first reading there is no such signal.
+        return 0
+
+    program = foreign("mqttjs") / "node_modules" / "mqtt" / "build" / "bin" / "mqtt.js"
+    before = 0
+    for label in ("MQTT over TLS", "MQTT over WebSocket"):
+        text = shown(page, "MQTT", label)
+        paste(re.sub(r"^mqtt ", f"{shlex.quote(node())} {shlex.quote(str(program))} ", text), tmp_path)
+        before += 1
+        eventually(lambda before=before: stored() == before, 20, 0.5)  # type: ignore[misc]
+    text = shown(page, "MQTT", "Python").replace("while True", "for _ in range(2)")
+    subprocess.run([sys.executable, "-c", text], cwd=tmp_path, timeout=60, check=True)
+    eventually(lambda: stored() == before + 2, 20, 0.5)
+    paste(shown(page, "OPC UA", "A certificate, once"), tmp_path)
+    text = shown(page, "OPC UA", "OPC UA").replace("YOUR_EMAIL", account.email).replace("YOUR_PASSWORD", PASSWORD)
+    uals = f"{shlex.quote(sys.executable)} {shlex.quote(str(tools / 'uals'))}"
+    assert f"ns=2;s={uid}/temperature" in paste(re.sub("^uals", uals, text), tmp_path)
 
 
 def test_protocols_that_do_not_run_say_how_to_turn_them_on(page: Page, account: Account) -> None:

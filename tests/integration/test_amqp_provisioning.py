@@ -38,19 +38,18 @@ def test_every_kind_of_drift_is_found_and_mended(rabbit: RabbitServer, pump: Dev
     wrong = base64.b64encode(rabbitmq.password_hash(new_token())).decode()
     password = {"password_hash": wrong, "hashing_algorithm": rabbitmq.HASHING, "tags": "administrator"}
     rabbit.ask("PUT", f"/api/users/{pump.uid}", password)
-    rabbit.ask("PUT", f"/api/queues/{vhost}/command.{stranger}", {"durable": True})
-    rabbit.ask("PUT", f"/api/queues/{vhost}/command.{pump.uid}", {"durable": True})
+    rabbit.ask("DELETE", f"/api/queues/{vhost}/command.{raised.uid}")
 
     found = provisioning_amqp.reconcile()
     assert set(found.missing) == {lost.uid, pump.uid}
     assert set(found.wrong_rights) == {open_to_all.uid, raised.uid}
-    assert (found.extra, found.queues) == ((stranger,), (stranger,))
+    assert (found.extra, found.queues, found.unqueued) == ((stranger,), (stranger,), (raised.uid,))
     assert provisioning_amqp.amqp_drift.labels("missing")._value.get() == 2
     assert not provisioning_amqp.reconcile()
     for device in (pump, lost, open_to_all, raised):
         with rabbit.online(device):
             pass
-    assert rabbitmq.list_queues() == {pump.uid}
+    assert rabbitmq.list_queues() == {pump.uid, lost.uid, open_to_all.uid, raised.uid}
 
 
 def test_all_users_are_made_anew_from_the_database(rabbit: RabbitServer, pump: Device) -> None:
@@ -89,7 +88,7 @@ def test_a_token_from_before_amqp_is_listed_without_a_user(rabbit: RabbitServer,
 
 
 def test_a_removed_device_leaves_nothing_behind(rabbit: RabbitServer, pump: Device) -> None:
-    rabbit.ask("PUT", f"/api/queues/{quote(rabbit.vhost, safe='')}/command.{pump.uid}", {"durable": True})
+    assert rabbitmq.list_queues() == {pump.uid}
     with tenancy.work(tenancy.of(pump.tenant)) as db:
         devices.remove(db, pump.uid)
     assert rabbitmq.list_logins() == {}

@@ -13,7 +13,7 @@ from paho.mqtt.properties import Properties
 
 from iiot import tenancy
 from iiot.config import Settings
-from iiot.services import commands
+from iiot.services import command_delivery, commands
 from iiot.stream import housekeeping
 from tests import factories
 from tests.integration.mqtt_devices import AdapterProcess, Connected, Device, adapter, online
@@ -201,6 +201,46 @@ def test_what_has_expired_is_never_delivered_and_the_next_one_goes_out(
         eventually(lambda: pump.rejections == ["command-finished"])
         away.say(f"result/{following}", '{"status": "done"}')
         eventually(lambda: states(following)[-1] == "done")
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_device_that_has_sent_nothing_gets_its_commands(
+    running: AdapterProcess, mosquitto: MosquittoServer, pump: Device, version: int
+) -> None:
+    with online(mosquitto, pump, version) as device:
+        uid = order(pump)
+        eventually(lambda: [content["id"] for content in given(device)] == [uid])
+        eventually(lambda: states(uid) == ["queued", "sent"])
+
+
+def test_a_command_waits_until_somebody_listens_and_holds_up_no_other_device(
+    running: AdapterProcess, mosquitto: MosquittoServer, pump: Device
+) -> None:
+    absent = [Device(pump.tenant) for _ in range(5)]
+    waiting = [order(device) for device in absent]
+    with online(mosquitto, pump) as device:
+        uid = order(pump)
+        eventually(lambda: states(uid)[-1] == "sent")
+        assert len(given(device)) == 1
+    assert [states(each) for each in waiting] == [["queued"]] * 5
+    # It says nothing, so nobody knows that it is there but the broker.
+    with online(mosquitto, absent[3]) as device:
+        eventually(lambda: [content["id"] for content in given(device)] == [waiting[3]])
+    assert states(waiting[4]) == ["queued"]
+
+
+def test_a_device_that_was_seen_elsewhere_gets_what_it_does_not_fetch_there(
+    running: AdapterProcess, mosquitto: MosquittoServer, pump: Device
+) -> None:
+    command_delivery.poll(tenancy.of(pump.tenant), pump.device_id)
+    fetched = order(pump, "fetched")
+    with online(mosquitto, pump) as device:
+        taken = command_delivery.poll(tenancy.of(pump.tenant), pump.device_id)
+        assert taken is not None
+        assert taken.uid == fetched
+        waiting = order(pump, "waiting")
+        say(pump, device, fetched)
+        eventually(lambda: [content["id"] for content in given(device)] == [waiting])
 
 
 BAD = {
