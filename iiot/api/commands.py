@@ -34,7 +34,7 @@ class CommandIn(web.Body):
         Field(
             min_length=1,
             max_length=commands.MAX_KEY,
-            description="The same key again answers with the first command and orders nothing.",
+            description="The same key again answers with the first command and orders nothing. The header Idempotency-Key does the same.",
         ),
     ] = None
 
@@ -124,7 +124,7 @@ def create_command(ctx: web.Context, device_id: str, body: CommandIn) -> Command
 
     Commands of one device go out strictly one after another. 100 per person and hour.
     """
-    new = commands.NewCommand(body.name, body.params, body.ttl, body.idempotency_key)
+    new = commands.NewCommand(body.name, body.params, body.ttl, ctx.idempotency_key(body.idempotency_key))
     with tenancy.work(ctx.scope) as db:
         command = commands.create(db, device_id, new)
         made = CommandOut.model_validate(command)

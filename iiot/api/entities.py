@@ -71,7 +71,7 @@ class ControlIn(web.Body):
         Field(
             min_length=1,
             max_length=commands.MAX_KEY,
-            description="The same key again answers with the first command and orders nothing.",
+            description="The same key again answers with the first command and orders nothing. The header Idempotency-Key does the same.",
         ),
     ] = None
 
@@ -135,7 +135,7 @@ def control_entity(ctx: web.Context, entity_id: str, body: ControlIn) -> Command
 
     Answers with a command of its device, named "control", with the same life as any other. A node of the smart-home scheme confirms it by its state.
     """
-    change = entities.Change(body.state, body.brightness, body.ttl, body.idempotency_key)
+    change = entities.Change(body.state, body.brightness, body.ttl, ctx.idempotency_key(body.idempotency_key))
     with tenancy.work(ctx.scope) as db:
         made = CommandOut.model_validate(entities.control(db, entity_id, change))
     ctx.headers["Location"] = f"{web.PREFIX}/devices/{made.device_id}/commands/{made.id}"

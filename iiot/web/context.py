@@ -57,6 +57,13 @@ class Context:
         """The Content-Type as it was sent, None without one."""
         return request.headers.get("Content-Type")
 
+    def idempotency_key(self, given: str | None) -> str | None:
+        """What makes a repeated request the same one: `given` in the body, else the header Idempotency-Key, quoted or not (a draft of the IETF)."""
+        if given is not None:
+            return given
+        text = request.headers.get("Idempotency-Key")
+        return text if text is None else text.strip().strip('"')
+
     def body(self, longest: int) -> bytes:
         """The raw body, for routes with `raw`; raises 413 when it has more than `longest` bytes, without reading them."""
         request.max_content_length = longest

@@ -178,6 +178,18 @@ def test_an_idempotency_key_orders_once(admin: Person, pump: Thing) -> None:
     assert admin.get(f"/devices/{pump.uid}/commands").get_json()["total"] == 1
 
 
+@pytest.mark.parametrize("header", ["order-1", '"order-1"'])
+def test_an_idempotency_key_may_be_a_header(admin: Person, pump: Thing, header: str) -> None:
+    path, plain = f"/devices/{pump.uid}/commands", {"name": "open"}
+    first = order(admin, pump, name="open", idempotency_key="order-1")
+    again = admin.post(path, json=plain, headers={"Idempotency-Key": header})
+    assert (again.status_code, again.get_json()["id"]) == (201, first["id"])
+    other = admin.post(path, json=plain | {"idempotency_key": "order-2"}, headers={"Idempotency-Key": header})
+    assert other.get_json()["id"] != first["id"], "the body counts"
+    for wrong in ("", "x" * 201):
+        check_problem(admin.post(path, json=plain, headers={"Idempotency-Key": wrong}), 422, "invalid")
+
+
 def test_a_command_is_cancelled_until_its_device_has_confirmed_it(admin: Person, pump: Thing) -> None:
     made = order(admin, pump)
     path = f"/devices/{pump.uid}/commands/{made['id']}/cancel"
@@ -316,23 +328,62 @@ def test_without_redis_a_waiting_device_looks_by_itself(admin: Person, pump: Thi
     assert [each["id"] for each in answers[0]] == [made["id"]]
 
 
-def test_a_device_of_mqtt_gets_its_commands_there_and_one_that_asks_gets_them_here(admin: Person, pump: Thing) -> None:
-    given: list[str] = []
+class Carrier:
+    """What an adapter takes over."""
 
-    def give(order: command_delivery.Order) -> bool:
-        given.append(order.uid)
+    def __init__(self) -> None:
+        self.given: list[str] = []
+
+    def __call__(self, order: command_delivery.Order) -> bool:
+        self.given.append(order.uid)
         return True
 
+
+def test_a_device_of_mqtt_gets_its_commands_there_and_one_that_asks_gets_them_here(admin: Person, pump: Thing) -> None:
+    mqtt = Carrier()
     first, second = order(admin, pump), order(admin, pump)
-    assert not command_delivery.deliver("mqtt", give), "it was never seen on MQTT"
+    assert not command_delivery.deliver("mqtt", mqtt), "it was never seen on MQTT"
     assert command_delivery.reached("mqtt", [pump.uid])
-    assert command_delivery.deliver("mqtt", give)
-    assert not command_delivery.deliver("mqtt", give), "one at a time"
-    assert fetch(admin, pump) == [], "it is on its way over MQTT"
+    assert command_delivery.deliver("mqtt", mqtt)
+    assert not command_delivery.deliver("mqtt", mqtt), "one at a time"
+    assert [each["id"] for each in fetch(admin, pump)] == [first["id"]], "it moved and has not answered"
     say(admin, pump, first["id"])
     assert [each["id"] for each in fetch(admin, pump)] == [second["id"]]
-    assert not command_delivery.deliver("mqtt", give)
-    assert given == [first["id"]]
+    assert not command_delivery.deliver("mqtt", mqtt)
+    assert mqtt.given == [first["id"]]
+
+
+def test_a_protocol_with_a_wide_reach_tries_strangers_and_those_who_do_not_fetch(admin: Person, pump: Thing) -> None:
+    amqp, mqtt = Carrier(), Carrier()
+    made = order(admin, pump)
+    later = command_delivery.Reach(timedelta(minutes=1))
+    assert not command_delivery.deliver("amqp", amqp, among=[pump.uid], reach=later), "too early"
+    at_once = command_delivery.Reach(timedelta(0), timedelta(0))
+    assert command_delivery.deliver("amqp", amqp, among=[pump.uid], reach=at_once)
+    assert not command_delivery.deliver("amqp", amqp, among=[pump.uid], reach=at_once), "it has it"
+    assert not command_delivery.deliver("mqtt", mqtt, without=[pump.uid], among=[pump.uid], reach=at_once)
+    assert command_delivery.deliver("mqtt", mqtt, among=[pump.uid], reach=at_once), (
+        "its queue may not be where it listens"
+    )
+    assert not command_delivery.deliver("coap", Carrier(), among=[pump.uid], reach=at_once), "two are enough"
+    assert read(admin, made)["state"] == "sent"
+    say(admin, pump, made["id"])
+    order(admin, pump)
+    assert fetch(admin, pump)
+    assert not command_delivery.deliver("mqtt", mqtt, among=[pump.uid], reach=at_once), "the device has fetched it"
+    assert (amqp.given, mqtt.given) == ([made["id"]], [made["id"]])
+
+
+def test_a_device_that_moves_gets_an_unanswered_command_once_more(admin: Person, pump: Thing) -> None:
+    mqtt, amqp = Carrier(), Carrier()
+    made = order(admin, pump)
+    command_delivery.reached("amqp", [pump.uid])
+    assert command_delivery.deliver("amqp", amqp)
+    command_delivery.reached("mqtt", [pump.uid])
+    assert command_delivery.deliver("mqtt", mqtt)
+    command_delivery.reached("amqp", [pump.uid])
+    assert not command_delivery.deliver("amqp", amqp), "it has been there"
+    assert (amqp.given, mqtt.given) == ([made["id"]], [made["id"]])
 
 
 def test_what_a_protocol_cannot_take_stays_queued(admin: Person, pump: Thing) -> None:
