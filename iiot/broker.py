@@ -368,4 +368,4 @@ def ask(commands: Sequence[Mapping[str, Any]], clear: Sequence[str] = ()) -> lis
     if not is_managed():
         empty = {"clients": [], "acls": [{"acltype": kind, "allow": allow} for kind, allow in DEFAULT_ACCESS.items()]}
         return [{"command": command["command"], "data": empty} for command in commands]
-    return Exchange(str(settings.mqtt_admin_url)).run(commands, clear)
+    return Exchange(str(settings.mqtt_admin_url), settings.mqtt_ca_path).run(commands, clear)

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
         None,
         description="MQTT broker, as the dynamic-security administrator. Unset: devices are not provisioned there.",
     )
+    mqtt_ca_path: Path | None = Field(
+        None, description="PEM file that the broker behind mqtts:// is checked with. Unset: the machine's authorities."
+    )
     mqtt_broker: Literal["mosquitto", "amqtt"] = Field(
         "mosquitto", description="Kind of the broker behind IIOT_MQTT_URL."
     )

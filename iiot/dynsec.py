@@ -10,6 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -31,10 +32,14 @@ class BrokerError(Exception):
 
 
 class Exchange:
-    """One short connection to the plugin, as the administrator of `url`. paho's loop runs in the calling thread."""
+    """One short connection to the plugin, as the administrator of `url`. paho's loop runs in the calling thread.
 
-    def __init__(self, url: str) -> None:
+    `authority`: the PEM file that a broker of `mqtts://` is checked with; None: those of the machine.
+    """
+
+    def __init__(self, url: str, authority: Path | None = None) -> None:
         self.parts = urlsplit(url)
+        self.port = self.parts.port or (8883 if self.parts.scheme == "mqtts" else 1883)
         # Random: several processes may talk to the broker at once, and each has to get its own answer.
         self.client = Client(
             CallbackAPIVersion.VERSION2,
@@ -45,7 +50,7 @@ class Exchange:
         self.client.username_pw_set(unquote(self.parts.username or ""), unquote(self.parts.password or ""))
         self.client.connect_timeout = TIMEOUT
         if self.parts.scheme == "mqtts":
-            self.client.tls_set()
+            self.client.tls_set(None if authority is None else str(authority))
         self.refusal: str | None = None
         self.connected = False
         self.subscribed = False
@@ -60,7 +65,7 @@ class Exchange:
         marks = [f"{number}-{secrets.token_hex(4)}" for number in range(len(commands))]
         marked = [{**command, "correlationData": mark} for command, mark in zip(commands, marks, strict=True)]
         try:
-            self.client.connect(self.parts.hostname or "", self.parts.port or 1883, keepalive=30)
+            self.client.connect(self.parts.hostname or "", self.port, keepalive=30)
             self._wait(lambda: self.connected)
             self.client.subscribe(RESPONSE, qos=1)
             self._wait(lambda: self.subscribed)
@@ -69,7 +74,7 @@ class Exchange:
             self._wait(lambda: len(self.answers) >= len(marks) and all(info.is_published() for info in cleared))
             self.client.disconnect()
         except OSError as error:
-            where = f"{self.parts.hostname}:{self.parts.port}"
+            where = f"{self.parts.hostname}:{self.port}"
             raise BrokerUnavailable(f"the broker at {where} cannot be reached: {error}") from error
         finally:
             self._close()

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
@@ -60,7 +60,7 @@ OTHERS_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the broker is and who connects. `version` 5 or 4 (which means 3.1.1)."""
+    """Where the broker is and who connects. `version` 5 or 4 (which means 3.1.1). `authority`: a PEM file, None for those of the machine."""
 
     host: str
     port: int
@@ -68,6 +68,7 @@ class Address:
     password: str | None
     version: Literal[4, 5] = 5
     tls: bool = False
+    authority: str | None = None
 
 
 def parse_url(url: str) -> Address:
@@ -96,7 +97,8 @@ def make(settings: Any) -> MqttAdapter:
     """Build the adapter from the portal's settings (`mqtt_url`)."""
     if not settings.mqtt_url:
         raise AdapterError("there is no MQTT broker: set IIOT_MQTT_URL, or start the embedded one: python -m iiot up")
-    return MqttAdapter(parse_url(settings.mqtt_url))
+    path = settings.mqtt_ca_path
+    return MqttAdapter(replace(parse_url(settings.mqtt_url), authority=None if path is None else str(path)))
 
 
 class MqttAdapter:
@@ -136,7 +138,7 @@ class MqttAdapter:
 
     def send(self, uid: str, token: str, payload: bytes) -> None:
         """Publish one telemetry message as the device, QoS 1; its PUBACK is the broker's, not yet the database's."""
-        address = Address(self.address.host, self.address.port, uid, token, self.address.version, self.address.tls)
+        address = replace(self.address, username=uid, password=token)
         client = _client(address, uid, persistent=False)
         try:
             _connect(client, address)
@@ -333,7 +335,7 @@ def _client(address: Address, client_id: str, *, persistent: bool) -> StreamClie
     client.connect_timeout = CONNECT_SECONDS
     client.username_pw_set(address.username, address.password)
     if address.tls:
-        client.tls_set()
+        client.tls_set(address.authority)
     if persistent:
         client.user_data_set("persistent")
     return client

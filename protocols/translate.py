@@ -11,7 +11,7 @@ from protocols.base import Message, Outcome, Refusal
 def is_no_news(message: Message) -> bool:
     """Retained telemetry was stored when it was news; without a time of its own it would become a reading of today.
     An empty status is how MQTT clears a retained one, in homes an empty state as well."""
-    if message.kind == "telemetry":
+    if message.kind in ("telemetry", "gateway"):
         return message.retained
     if message.kind == "home":
         return not message.payload or (message.retained and not message.topic.endswith("/status"))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -181,6 +182,32 @@ def test_a_retained_state_reaches_an_adapter_that_starts_later(
             device.publish(f"iiot/{pump.uid}/up/telemetry", b'{"a":2}')
             eventually(lambda: 2.0 in pump.values)
         assert pump.values == {2.0}, "a retained reading without a time is no reading of now"
+
+
+def test_the_portal_talks_tls_to_a_broker_of_its_own_authority(mosquitto: MosquittoServer, settings: Settings) -> None:
+    port = mosquitto.ports["mqtt_tls_bind"]
+    urls = {
+        name: mosquitto.mosquitto.users.url(user, "localhost", port).replace("mqtt:", "mqtts:")
+        for name, user in (("mqtt_url", "iiot-adapter"), ("mqtt_admin_url", "iiot-admin"))
+    }
+    authority = mosquitto.pki.folder / "server-ca.crt"
+    with services.active(settings.model_copy(update=urls | {"mqtt_ca_path": authority})) as changed:
+        pump = Device(factories.make_tenant())
+        with adapter(changed), online(mosquitto, pump) as device:
+            device.publish(f"iiot/{pump.uid}/up/telemetry", b'{"a":1}')
+            eventually(lambda: pump.values == {1.0})
+        mqtt.make(changed).check()
+        other = changed.model_copy(update={"mqtt_ca_path": mosquitto.pki.folder / "device-ca.crt"})
+        done = subprocess.run(
+            [sys.executable, "-m", "protocols", "check", "mqtt"],
+            cwd=services.ROOT,
+            env=services.environment(other),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, "certificate" in done.stderr) == (1, True), done.stderr
 
 
 def test_messages_wait_while_the_adapter_is_away(mosquitto: MosquittoServer, pump: Device, settings: Settings) -> None:
