@@ -111,14 +111,10 @@ class Settings(BaseSettings):
         description="MQTT broker, as the dynamic-security administrator. Unset: devices are not provisioned there.",
     )
     mqtt_ca_path: Path | None = Field(
-        None, description="PEM file that the broker behind mqtts:// is checked with. Unset: the machine's authorities."
+        None, description="PEM: who signed the broker's certificate. Unset: as the machine."
     )
-    mqtt_broker: Literal["mosquitto", "amqtt"] = Field(
-        "mosquitto", description="Kind of the broker behind IIOT_MQTT_URL."
-    )
-    mqtt_public: str | None = Field(
-        None, description="host:port of the broker as devices reach it, shown on the Connect page."
-    )
+    mqtt_broker: Literal["mosquitto", "amqtt"] = Field("mosquitto", description="Kind of the broker of IIOT_MQTT_URL.")
+    mqtt_public: str | None = Field(None, description="host:port of the broker for devices, shown on the Connect page.")
     mqtt_cert_public: str | None = Field(
         None, description="host:port where devices with a certificate reach the broker, shown with a new certificate."
     )
