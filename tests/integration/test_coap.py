@@ -228,6 +228,22 @@ def test_a_repeated_request_gets_the_same_answer_and_is_stored_once(server: Serv
     assert pump.readings == 1
 
 
+@pytest.mark.parametrize("token", [b"", b"\x00", b"\x00\x09\x00", b"zz"])
+def test_a_forged_repetition_calls_up_no_answer(server: Server, pump: Device, token: bytes) -> None:
+    with server.raw() as raw:
+        answer = raw.answer(request(codes.GET, server.uri("devices", pump), 9))
+        assert answer.code == codes.CONTENT
+        raw.send(bytes([0x40 | len(token), 1, 0, 9]) + token)
+        # The answer to what follows is the next thing that comes.
+        followed = request(codes.GET, server.uri("nowhere", pump), 10)
+        raw.send(followed)
+        came = Message.decode(raw.receive())
+        if came.code == codes.EMPTY:
+            # The answer had been a separate one; its acknowledgement says nothing.
+            came = Message.decode(raw.receive())
+        assert came.mid == 10
+
+
 def test_strangers_get_no_more_than_they_sent(server: Server, pump: Device) -> None:
     wrong = f"{server.uri('telemetry')}?uid={pump.uid}&token=wrong"
     with server.raw() as raw:
