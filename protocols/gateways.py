@@ -6,6 +6,7 @@ none but the home's gateway write there, and which device that is says the datab
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,8 @@ from protocols import translate
 from protocols.base import Message, Outcome, Refusal
 
 GATEWAY: Final = "gateway"
+HEARD_SECONDS: Final = 10.0
+HEARD_KEPT: Final = 10_000
 HOME: Final = "home"
 KINDS: Final = frozenset((GATEWAY, HOME))
 # Refusals of one message that are passed on; the adapter tells fewer, `rejected_message` has all of them.
@@ -57,6 +60,23 @@ def prepare(message: Message) -> Any:
         return error
 
 
+class Ears:
+    """Notes that gateways were heard, which their children's readings do not say, each once in a while."""
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+        self._heard: dict[str, float] = {}
+
+    def news(self, uids: set[str]) -> list[StatusEvent]:
+        """What is to be told the presence of gateways that were heard just now."""
+        now = time.monotonic()
+        due = [uid for uid in uids if now - self._heard.get(uid, -HEARD_SECONDS) >= HEARD_SECONDS]
+        if len(self._heard) > HEARD_KEPT:
+            self._heard.clear()
+        self._heard.update(dict.fromkeys(due, now))
+        return [StatusEvent(uid, True, "telemetry", self.protocol, is_said=False) for uid in due]
+
+
 class Through:
     """One batch of such messages, by their places in the runner's batch.
 
@@ -74,6 +94,8 @@ class Through:
         self._waiting: list[tuple[Sighting, Place]] = []
         self._reports: list[Report] = []
         self._whole: set[int] = set()
+        # The gateways that have sent something just now, whatever became of it.
+        self.heard: set[str] = set()
         said = [each for place in messages for each in self._read(place)]
         # Without anything to look up the database is not asked.
         for part, found in zip(said, children.resolve([part.sighting for part in said]), strict=True):
@@ -107,6 +129,8 @@ class Through:
     def _take(self, part: _Said, found: Place) -> None:
         message = self.messages[part.place]
         message.uid = found.gateway.uid if found.gateway else "" if message.kind == HOME else message.uid
+        if found.gateway is not None and not message.retained:
+            self.heard.add(found.gateway.uid)
         if found.state == "unknown-home":
             # The home was given up a moment ago: nobody is there to be told, nor to keep it for.
             self._refusals[part.place].append(Refusal(found.state, "no gateway speaks for this home"))

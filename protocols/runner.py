@@ -84,6 +84,7 @@ class Runner:
         self.name = name
         self.store = store
         self.stop = threading.Event()
+        self._ears = gateways.Ears(name)
         # See the methods of `Inbox` with these names.
         devices = Devices(name)
         self.recall, self.knows, self.authenticate = devices.recall, devices.knows, devices.authenticate
@@ -314,7 +315,7 @@ class Runner:
             places.append(place)
         through = gateways.Through(self.name, for_others)
         incoming += through.incoming
-        events += through.events
+        events += through.events + self._ears.news(through.heard)
         results: list[Result] = []
         if incoming:
             halving = Halving(self.store, incoming, late)

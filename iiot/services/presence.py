@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, insert, literal, select, update
 from sqlalchemy.orm import Session
@@ -16,12 +17,16 @@ from iiot.services.listing import Found, Wanted, find
 
 @dataclass(slots=True)
 class StatusEvent:
-    """A device's word about itself. `uid` is proved by the edge; `reason` is for people (`status topic`, `last will`, …)."""
+    """A device's word about itself. `uid` is proved by the edge; `reason` is for people (`status topic`, `last will`, …).
+
+    `is_said`: it said so; else it was only heard, which changes no state of a device that says it.
+    """
 
     uid: str
     online: bool
     reason: str
     protocol: str | None = None
+    is_said: bool = True
 
 
 def status(changes: Sequence[StatusEvent]) -> None:
@@ -49,14 +54,28 @@ def declare(db: Session, device: Device, online: bool, protocol: str) -> None:
 
 def _apply(db: Session, change: StatusEvent) -> None:
     device = db.execute(
-        select(Device.tenant_id, Device.id, Device.status, Device.enabled, Tenant.uid, Device.last_seen_at)
+        select(
+            Device.tenant_id,
+            Device.id,
+            Device.status,
+            Device.enabled,
+            Device.tells_status,
+            Tenant.uid,
+            Device.last_seen_at,
+        )
         .join(Tenant, Tenant.id == Device.tenant_id)
         .where(Device.uid == change.uid)
     ).one_or_none()
     state = "online" if change.online else "offline"
     if device is None or not device.enabled:
         return
-    values = {"tells_status": True, "status": state} | ({"last_seen_at": func.now()} if change.online else {})
+    values: dict[str, Any] = {"last_seen_at": func.now()} if change.online else {}
+    if change.is_said:
+        values |= {"tells_status": True, "status": state}
+    elif device.tells_status:
+        state = device.status
+    else:
+        values |= {"status": state}
     own = (Device.tenant_id == device.tenant_id, Device.id == device.id)
     db.execute(update(Device).where(*own).values(values).execution_options(synchronize_session=False))
     if device.status == state:

@@ -269,6 +269,20 @@ def test_a_stranger_gateway_answers_for_nobody_elses_children(broker: MosquittoS
         eventually(lambda: neighbour.rejections == ["unknown-command"], 30)
 
 
+def test_a_gateway_is_online_while_it_sends_for_others(broker: MosquittoServer, gateway: Gateway) -> None:
+    state = "SELECT status, tells_status, last_seen_at IS NOT NULL FROM iiot.device WHERE id = %s"
+    assert factories.rows(state, gateway.device_id) == [("new", False, False)]
+    with online(broker, gateway) as device:
+        device.publish(gateway.topic, json.dumps({"unknown": {"a": 1}}))
+        eventually(lambda: factories.rows(state, gateway.device_id) == [("online", False, True)], 30)
+    said = Gateway(gateway.tenant)
+    with online(broker, said) as device:
+        device.publish(f"iiot/{said.uid}/up/status", "offline")
+        device.publish(said.topic, json.dumps({"unknown": {"a": 1}}))
+        eventually(lambda: "unknown" in said.inbox(), 30)
+        assert factories.rows(state, said.device_id) == [("offline", True, True)]
+
+
 def test_a_gateway_that_asks_over_http_gets_them_there(broker: MosquittoServer, gateway: Gateway) -> None:
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
         child = devices.create_child(db, devices.NewDevice("valve"), gateway.device_id, "valve").uid
