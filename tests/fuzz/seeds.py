@@ -65,7 +65,15 @@ def _oscore() -> Iterator[bytes]:
 
 
 def _inside() -> Iterator[bytes]:
-    for plain in (b"\x02\xb9telemetry\xff{}", b"\x01\x60\xb7command", b"\x45\xff{}", b"\x01\xff", b"\x00"):
+    for plain in (
+        b"\x02\xb9telemetry\xff{}",
+        b"\x01\x60\xb7command",
+        b"\x45\xff{}",
+        b"\x01\xff",
+        b"\x00",
+        b"\x01" + b"\x10" * 900,
+        b"\x01" + b"\xe0\xff\xff" * 3,
+    ):
         outer = Message(code=codes.POST, payload=plain + b"\0" * 8)
         outer.opt.oscore = b"\x09\x00" + KEY.kid
         outer.mid, outer.mtype, outer.token = 5, 0, b"tk"

@@ -215,6 +215,7 @@ def _oscore(algorithm: Any, is_open: bool) -> Callable[[bytes], None]:
         except (coap_oscore.Unopened, coap_oscore.Stale):
             return
         assert inner.code.is_request()
+        assert len(list(inner.opt.option_list())) <= coap_wire.MOST_OPTIONS
         assert coap_wire.size_of(inner, inner.token) > 0
 
     return target
