@@ -57,12 +57,21 @@ class Client:
 
     def fill(self, now: float) -> None:
         """Send until the window is full."""
-        while len(self.waiting) < self.window:
-            self.number += 1
-            mid = struct.pack("!H", (self.number - self.first) & 0xFFFF)
-            datagram = self.head + mid + mid + self.tail + self.payload.replace(b"%d", str(self.number).encode())
-            self.waiting[mid] = (now, datagram, self.number)
-            self._send(datagram)
+        while not self.is_full:
+            self.offer(now)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests are under way as may be."""
+        return len(self.waiting) >= self.window
+
+    def offer(self, now: float) -> None:
+        """Send one more."""
+        self.number += 1
+        mid = struct.pack("!H", (self.number - self.first) & 0xFFFF)
+        datagram = self.head + mid + mid + self.tail + self.payload.replace(b"%d", str(self.number).encode())
+        self.waiting[mid] = (now, datagram, self.number)
+        self._send(datagram)
 
     def _send(self, datagram: bytes) -> None:
         # Nobody may be listening for a while: then it is sent again.

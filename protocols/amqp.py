@@ -25,6 +25,7 @@ from pika.exceptions import AMQPError, UnroutableError
 
 from protocols.amqp_out import DEAD, Outgoing
 from protocols.amqp_stream import Properties, StreamConnection, read_more_at_once
+from protocols.amqp_tags import Tags
 from protocols.base import AdapterError, ConnectionLost, Inbox, Kind, Message, Order, Outcome, Refusal
 
 NAME = "amqp"
@@ -35,8 +36,10 @@ QUEUES: Final[dict[str, Kind]] = {"telemetry": "telemetry", "result": "result"}
 # Each end of a connection counts as one for all that was on its way, so it is high: only what ends the adapter every time gets there.
 LIMIT: Final = 100
 DEAD_KEPT: Final = 100_000
-# Less than the runner's queue, so that the loop never waits for the database and goes on answering heartbeats.
-PREFETCH: Final = 8_000
+# As high as goes, since late messages that wait in their lane count, too; with ANSWERS less than the runner's queue, so that the loop never waits for
+# the database and goes on answering heartbeats.
+PREFETCH: Final = 16_000
+ANSWERS: Final = 2_000
 CONNECT_SECONDS: Final = 10.0
 TICK_SECONDS: Final = 0.25
 LEAVE_SECONDS: Final = 2.0
@@ -79,6 +82,7 @@ def make(settings: Any) -> AmqpAdapter:
 class AmqpAdapter:
     """See `protocols.base.Adapter` and `Commander`. The queue keeps a command for a device that was never seen, unless it listens over MQTT."""
 
+    any_order = True
     strangers_after = 2.0
 
     def __init__(self, parameters: pika.ConnectionParameters) -> None:
@@ -149,7 +153,7 @@ def _text(error: object) -> str:
 
 
 class _Connection:
-    """The connection that consumes, the one that publishes, and the loop of both, in the runner's main thread; `settle` is called by its writer."""
+    """The connection that consumes, the one that publishes, and the loop of both, in the runner's main thread; `settle` is called by its writers."""
 
     def __init__(self, parameters: pika.ConnectionParameters, inbox: Inbox) -> None:
         self.inbox = inbox
@@ -161,9 +165,8 @@ class _Connection:
         self._channel: Any = None
         self._declared = self._consuming = self._connected = self._closing = False
         self._consumed = 0
-        # Written by the writer's thread, read by the loop: the last settled message, and what has to be told.
-        self._settled = 0
-        self._acknowledged = 0
+        # Written by the writers' threads, read by the loop: what is settled, and what has to be told.
+        self._tags = Tags()
         self._rung = False
         self._refused: deque[tuple[Message, Outcome]] = deque()
         self.outgoing = Outgoing(parameters, self.loop, self._start, self._on_lost)
@@ -267,7 +270,6 @@ class _Connection:
             lambda done: channel.queue_bind("telemetry", EXCHANGE, "telemetry.#", callback=done),
             lambda done: channel.queue_declare("result", durable=True, callback=done),
             lambda done: channel.queue_bind("result", EXCHANGE, "result.#", callback=done),
-            lambda done: channel.basic_qos(prefetch_count=PREFETCH, callback=done),
         ]
 
     def _start(self) -> None:
@@ -279,6 +281,8 @@ class _Connection:
         self.consumer.on_deliver = self._on_deliver
         self._channel.add_on_cancel_callback(lambda _frame: self._on_lost("a queue was deleted"))
         for queue in QUEUES:
+            # Of the consumers that follow, each.
+            self._channel.basic_qos(prefetch_count=PREFETCH if queue == "telemetry" else ANSWERS)
             self._channel.basic_consume(queue, _never, callback=self._on_consume)
 
     def _on_consume(self, _frame: Any) -> None:
@@ -314,8 +318,7 @@ class _Connection:
 
     def _bury_unproved(self, message: Message) -> None:
         reason = "the sender is not the device of the routing key; devices publish telemetry.<uid> and result.<uid> as themselves"
-        self.outgoing.bury(message, (Refusal("wrong-sender", reason),), 0)
-        self._channel.basic_ack(message.receipt)
+        self._settle(message, Outcome(refusals=(Refusal("wrong-sender", reason),)))
 
     # Settling.
 
@@ -325,7 +328,7 @@ class _Connection:
             return
         if outcome.refusals:
             self._refused.append((message, outcome))
-        self._settled = message.receipt
+        self._tags.settle(message.receipt)
         if not self._rung:
             self._rung = True
             self._call(self._flush)
@@ -336,17 +339,18 @@ class _Connection:
             self.loop.add_callback_threadsafe(callback)
 
     def _flush(self) -> None:
-        """Tell RabbitMQ what is settled: one acknowledgement for all up to the last one, as they are settled in the order of delivery."""
+        """Tell RabbitMQ what is settled, after the copies of what was refused."""
         self._rung = False
-        settled = self._settled
         if not self._channel.is_open:
             return
+        together, alone = self._tags.take()
         while self._refused:
             message, outcome = self._refused.popleft()
             self.outgoing.bury(message, outcome.refusals, outcome.accepted)
-        if settled > self._acknowledged:
-            self._acknowledged = settled
-            self._channel.basic_ack(settled, multiple=True)
+        if together:
+            self._channel.basic_ack(together, multiple=True)
+        for tag in alone:
+            self._channel.basic_ack(tag)
 
     def command(self, order: Order) -> bool:
         """Called by the thread of the commands."""

@@ -6,6 +6,7 @@ then. All methods are called from the adapter's loop.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import pika
 import structlog
 from pika.adapters.select_connection import IOLoop
 from pika.spec import Basic
+from prometheus_client import Counter
 
 from protocols.base import Message, Order, Refusal
 
@@ -21,7 +23,12 @@ COMMANDS: Final = "command."
 REOPEN_SECONDS: Final = 1.0
 # Beyond it copies of refused messages are dropped: the portal has kept them.
 UNCONFIRMED: Final = 10_000
+LOG_SECONDS: Final = 1.0
 Done = Callable[[bool], None]
+
+dead_lost_total = Counter(
+    "iiot_amqp_dead_lost_total", "Copies of refused messages for telemetry.dead that were dropped, or not confirmed."
+)
 
 log = structlog.get_logger("protocols")
 
@@ -42,6 +49,8 @@ class Outgoing:
         self._number = 0
         self._waiting: dict[int, Done] = {}
         self._returned: set[str] = set()
+        self._lost = 0
+        self._log_from = 0.0
         self.blocked = False
         self.connection = pika.SelectConnection(
             parameters,
@@ -90,7 +99,10 @@ class Outgoing:
 
     def _on_return(self, _channel: Any, _method: Any, properties: pika.BasicProperties, _body: bytes) -> None:
         """A mandatory message that no queue took; its confirmation follows."""
-        self._returned.add(str(properties.message_id))
+        if properties.message_id is None:
+            self._copied(False)
+        else:
+            self._returned.add(str(properties.message_id))
 
     def _on_confirm(self, answer: Any) -> None:
         tag, good = answer.method.delivery_tag, isinstance(answer.method, Basic.Ack)
@@ -130,6 +142,7 @@ class Outgoing:
     def bury(self, message: Message, refusals: tuple[Refusal, ...], accepted: int) -> None:
         """A copy of a refused message for `telemetry.dead`, with the first reason in its headers."""
         if not self.is_open or len(self._waiting) >= UNCONFIRMED:
+            self._copied(False)
             return
         first = refusals[0]
         headers: dict[str, Any] = {
@@ -152,8 +165,17 @@ class Outgoing:
             if value is not None or name in ("limit", "allowed", "retry-after")
         }
         properties = pika.BasicProperties(content_type=message.content_type, delivery_mode=2, headers=headers)
-        self._publish(DEAD, message.payload, properties, _nobody_waits)
+        self._publish(DEAD, message.payload, properties, self._copied)
 
-
-def _nobody_waits(_good: bool) -> None:
-    """A copy is a courtesy."""
+    def _copied(self, good: bool) -> None:
+        """Nobody waits for a copy, but somebody may want to know how many are missing."""
+        if good:
+            return
+        dead_lost_total.inc()
+        self._lost += 1
+        now = time.monotonic()
+        if now >= self._log_from:
+            log.warning(
+                "copies of refused messages for telemetry.dead were lost; the portal has kept them", count=self._lost
+            )
+            self._lost, self._log_from = 0, now + LOG_SECONDS

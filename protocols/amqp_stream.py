@@ -80,25 +80,30 @@ class StreamConnection(pika.SelectConnection):  # type: ignore[misc]
             kind = buffer[pos]
             if buffer[end] != END:
                 raise InvalidFrameError("the frame does not end where it should")
+            part = buffer[start:end]
             if kind == BODY:
-                self._take_body(buffer[start:end])
+                self._take_body(part)
             elif kind == HEADER:
-                self._raw, self._parts = buffer[start + 12 : end], []
-                self._length = int.from_bytes(buffer[start + 4 : start + 12], "big")
+                self._raw, self._parts = part[12:], []
+                self._length = int.from_bytes(part[4:12], "big")
                 if not self._length:
                     self._hand_out(b"")
-            elif kind == METHOD and buffer[start : start + 4] == DELIVER:
-                # Consumer tag, delivery tag, redelivered, exchange, routing key.
-                place = start + 5 + buffer[start + 4]
-                self._tag = int.from_bytes(buffer[place : place + 8], "big")
-                place += 10 + buffer[place + 9]
-                self._key = buffer[place + 1 : place + 1 + buffer[place]]
+            elif kind == METHOD and part[:4] == DELIVER:
+                self._take_method(part)
             else:
-                _, value = frame.decode_frame(buffer[pos : end + 1])
-                if value is not None:
-                    self._process_frame(value)
+                self._process_frame(_read_frame(buffer[pos : end + 1]))
             pos = end + 1
         return pos
+
+    def _take_method(self, part: bytes) -> None:
+        """Consumer tag, delivery tag, redelivered, exchange, routing key."""
+        try:
+            place = 5 + part[4]
+            self._tag = int.from_bytes(part[place : place + 8], "big")
+            place += 10 + part[place + 9]
+            self._key = part[place + 1 : place + 1 + part[place]]
+        except IndexError as error:
+            raise InvalidFrameError("a delivery ends too early") from error
 
     def _take_body(self, part: bytes) -> None:
         if len(part) < self._length:
@@ -116,6 +121,17 @@ class StreamConnection(pika.SelectConnection):  # type: ignore[misc]
             self.on_deliver(self._tag, self._key, properties, payload)
 
 
+def _read_frame(whole: bytes) -> frame.Frame:
+    """A frame that goes pika's way; InvalidFrameError for whatever pika raises for one that is none."""
+    try:
+        _, value = frame.decode_frame(whole)
+    except Exception as error:
+        raise InvalidFrameError("the frame cannot be read") from error
+    if value is None:
+        raise InvalidFrameError("the frame is of no known kind")
+    return value
+
+
 # The same few properties come with every message of a device.
 _known: dict[bytes, Properties] = {}
 
@@ -131,7 +147,10 @@ def remember(raw: bytes) -> Properties:
 
 
 def read_properties(raw: bytes) -> Properties:
-    """Section 4.2.6.1, with RabbitMQ's fourteen properties. Strings that are no UTF-8 keep a sign for what cannot be read."""
+    """Section 4.2.6.1, with RabbitMQ's fourteen properties. Strings that are no UTF-8 keep a sign for what cannot be read.
+
+    Raises InvalidFrameError where they end too early.
+    """
     flags, place = int.from_bytes(raw[:2], "big"), 2
     found: dict[int, str] = {}
     headers = b""
@@ -139,7 +158,7 @@ def read_properties(raw: bytes) -> Properties:
     while bit > 2:
         if flags & bit:
             if bit in _SHORT:
-                length = raw[place]
+                length = raw[place] if place < len(raw) else 0
                 found[bit] = raw[place + 1 : place + 1 + length].decode(errors="replace")
                 place += 1 + length
             elif bit == HEADERS:
@@ -150,6 +169,8 @@ def read_properties(raw: bytes) -> Properties:
                 # Delivery mode and priority are one byte, the timestamp eight.
                 place += 8 if bit == 0x0040 else 1
         bit >>= 1
+    if place > len(raw):
+        raise InvalidFrameError("the properties end too early")
     return Properties(found.get(CONTENT_TYPE), found.get(USER_ID), found.get(CORRELATION_ID), headers)
 
 

@@ -14,6 +14,7 @@ from aiocoap import Message, oscore
 from aiocoap.error import UnparsableMessage
 from aiocoap.numbers import codes
 
+from protocols import coap_wire
 from protocols.base import SharedKey
 
 WINDOW: Final = 32
@@ -21,6 +22,8 @@ ECHO_BYTES: Final = 8
 # Contexts in memory; the device of one that was forgotten is asked for an Echo once more.
 CONTEXTS: Final = 20_000
 SUPPRESS_SUCCESS: Final = 2
+# Stands where a datagram has what is not inside.
+HEADER: Final = bytes(4)
 
 NoNumber = oscore.ContextUnavailable
 
@@ -50,6 +53,12 @@ class Context(oscore.CanProtect, oscore.CanUnprotect, oscore.SecurityContextUtil
             raise NoNumber("no sequence number is reserved")
         number, self.numbers = self.numbers[0], self.numbers[1:]
         return number
+
+    def _post_decrypt_checks(self, aad: bytes, plaintext: bytes, outer: Any, identifiers: Any) -> None:
+        """Refuse options that would be dropped outside, before they are read: a device that has a key may be broken, too."""
+        super()._post_decrypt_checks(aad, plaintext, outer, identifiers)
+        if coap_wire.are_odd(HEADER + plaintext[1:]):
+            raise oscore.DecodeError("odd options")
 
     def post_seqnoincrease(self) -> None:
         """Nothing: numbers are stored before they come here."""
@@ -129,7 +138,9 @@ def kid_of(request: Any) -> bytes:
     if request.code not in (codes.POST, codes.FETCH):
         raise Unopened(codes.METHOD_NOT_ALLOWED, "")
     try:
-        kid = oscore.verify_start(request).get(oscore.COSE_KID)
+        said = oscore.verify_start(request)
+        # A signature is for groups; aiocoap has no name for the error of a context that is of none.
+        kid = None if oscore.COSE_COUNTERSIGNATURE0 in said else said.get(oscore.COSE_KID)
     except (oscore.DecodeError, IndexError, UnboundLocalError):
         kid = None
     if kid is None:

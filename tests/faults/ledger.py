@@ -18,12 +18,11 @@ from typing import Any
 
 from iiot import clock
 from tests import factories
+from tests.faults.pace import RECOVERY_SECONDS, SHARE, Pace
 from tests.services import eventually
 
 RATE = int(os.environ.get("IIOT_FAULT_RATE", "2000"))
 SECONDS = float(os.environ.get("IIOT_FAULT_SECONDS", "3"))
-# What the issue allows from the moment that the victim is back until a message sent after it is acknowledged.
-RECOVERY_SECONDS = 30.0
 
 STORED = """SELECT t.num, count(*) FROM iiot.telemetry t JOIN iiot.signal s
     ON s.tenant_id = t.tenant_id AND s.id = t.signal_id WHERE s.device_id = %s AND s.key = 'n' GROUP BY t.num"""
@@ -31,7 +30,7 @@ STORED = """SELECT t.num, count(*) FROM iiot.telemetry t JOIN iiot.signal s
 
 @dataclass(frozen=True)
 class Report:
-    """The sums. `rate`: messages a second that were sent until the first fault; `recovered`: the longest, in seconds."""
+    """The sums. `rate`: messages a second that were sent outside the faults; `recovered`: the longest, in seconds from the kill."""
 
     sent: int
     acknowledged: int
@@ -52,12 +51,8 @@ class Ledger:
         self._base = clock.now_ms() - self.total
         self._numbers = iter(range(self.total))
         self._lock = threading.Lock()
-        self._began = 0.0
-        self._sent = 0
+        self.pace = Pace(rate)
         self._acknowledged: dict[int, float] = {}
-        self._faults: list[float] = []
-        self._recovered: list[float] = []
-        self._rate = 0.0
         self.stop = threading.Event()
 
     # The sender's side.
@@ -67,14 +62,14 @@ class Ledger:
         while not self.stop.is_set():
             with self._lock:
                 number = next(self._numbers, None)
-                self._began = self._began or time.monotonic()
-                due = self._began + self._sent / self.rate
-                self._sent += number is not None
-            if number is None:
-                return
-            wait = due - time.monotonic()
-            if wait > 0:
-                self.stop.wait(wait)
+                if number is None:
+                    return
+                if not self.pace.total:
+                    self.pace.run()
+                wait = (self.pace.total - self.pace.due()) / self.rate
+                if wait > 0:
+                    self.stop.wait(wait)
+                self.pace.offer()
             yield number
 
     def payload(self, number: int) -> bytes:
@@ -92,31 +87,32 @@ class Ledger:
         eventually(lambda: len(self._acknowledged) >= share * self.total, timeout)
 
     @contextmanager
-    def fault(self, timeout: float = 60) -> Iterator[None]:
-        """Something dies in here and is back at the end; then waits until a message of later is acknowledged."""
-        if not self._faults:
-            self._rate = self._sent / (time.monotonic() - self._began)
-        self._faults.append(time.monotonic())
-        yield
-        back, sent = time.monotonic(), self._sent
+    def fault(self) -> Iterator[None]:
+        """Something dies in here, first of all, and is back at the end; then waits until a message of later is acknowledged."""
+        with self.pace.fault(lambda: self._goes_on(sent)):
+            self.pace.rest()
+            yield
+            sent = self.pace.total
+        self.pace.run()
+
+    def _goes_on(self, sent: int) -> bool:
+        """Whether a message that was sent after so many is acknowledged, or all are."""
         if sent < self.total:
-            eventually(lambda: any(number >= sent for number in tuple(self._acknowledged)), timeout)
-        else:
-            eventually(lambda: len(self._acknowledged) == self.total, timeout)
-        self._recovered.append(max(time.monotonic() - back, 0.0))
+            return any(number >= sent for number in tuple(self._acknowledged))
+        return len(self._acknowledged) == self.total
 
     def report(self) -> Report:
         """The sums of this moment."""
         acknowledged = set(self._acknowledged)
         stored = {int(number): int(count) for number, count in factories.rows(STORED, self.device.device_id)}
         return Report(
-            self._sent,
+            self.pace.total,
             len(acknowledged),
             len(stored),
             len(acknowledged - stored.keys()),
             sum(stored.values()) - len(stored),
-            round(self._rate, 1),
-            round(max(self._recovered, default=0.0), 2),
+            round(self.pace.reached, 1),
+            max(self.pace.recovered, default=0.0),
         )
 
     def check(self, timeout: float = 120) -> Report:
@@ -127,6 +123,7 @@ class Ledger:
         assert (report.lost, report.duplicates) == (0, 0), report
         assert report.sent == report.acknowledged == report.stored == self.total, report
         assert report.recovered <= RECOVERY_SECONDS, report
+        assert report.rate >= SHARE * self.rate, report
         return report
 
 

@@ -1,6 +1,6 @@
 """RabbitMQ, the database and the adapter are killed under load: what RabbitMQ confirmed to the device is stored, once.
 
-2,000 messages a second for ten seconds with IIOT_FAULT_RATE=2000 IIOT_FAULT_SECONDS=10; shorter by default.
+IIOT_FAULT_RATE (2,000) messages a second while RabbitMQ is there, for IIOT_FAULT_SECONDS (6).
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from pika.spec import Basic
 from iiot import clock
 from iiot.config import Settings
 from tests import factories
+from tests.faults.pace import RECOVERY_SECONDS, Pace
 from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
 from tests.rabbit import RabbitServer
 from tests.services import PostgresServer, eventually
 
 pytestmark = pytest.mark.timeout(300)
-RATE = int(os.environ.get("IIOT_FAULT_RATE", "1000"))
+RATE = int(os.environ.get("IIOT_FAULT_RATE", "2000"))
 MESSAGES = int(RATE * float(os.environ.get("IIOT_FAULT_SECONDS", "6")))
 SLICE = 0.05
 UNCONFIRMED = 4_000
-RECOVERY = 30.0
 
 
 class Publisher(threading.Thread):
@@ -38,7 +38,9 @@ class Publisher(threading.Thread):
         self.device = device
         login = pika.PlainCredentials(device.uid, device.token)
         self.parameters = pika.ConnectionParameters(rabbit.host, rabbit.port, rabbit.vhost, login, stack_timeout=5)
-        self.waiting = deque(range(MESSAGES))
+        self.pace = Pace(RATE)
+        # To be sent again.
+        self.waiting = deque[int]()
         self.ledger: set[int] = set()
         self.pause = threading.Event()
         self.first = clock.now_ms() - MESSAGES
@@ -63,12 +65,16 @@ class Publisher(threading.Thread):
         )
 
         def opened_channel(channel: Any) -> None:
+            self.pace.run()
             channel.confirm_delivery(confirmed, callback=lambda _frame: publish(channel))
 
         def publish(channel: Any) -> None:
-            for _ in range(int(RATE * SLICE)):
-                if self.waiting and len(sent) < UNCONFIRMED:
-                    self._send(channel, sent)
+            while self.waiting and len(sent) < UNCONFIRMED:
+                self._send(channel, sent, self.waiting.popleft())
+            for number in range(self.pace.total, min(MESSAGES, self.pace.due())):
+                if len(sent) < UNCONFIRMED:
+                    self.pace.offer()
+                    self._send(channel, sent, number)
             if len(self.ledger) >= MESSAGES:
                 connection.close()
             elif channel.is_open:
@@ -86,11 +92,11 @@ class Publisher(threading.Thread):
         try:
             loop.start()
         finally:
+            self.pace.rest()
             self.waiting.extendleft(sent.values())
             loop.close()
 
-    def _send(self, channel: Any, sent: dict[int, int]) -> None:
-        number = self.waiting.popleft()
+    def _send(self, channel: Any, sent: dict[int, int], number: int) -> None:
         body = b'{"ts":%d,"values":{"n":%d}}' % (self.first + number, number)
         # Confirmations bear the number of the message in its channel. Noted first, so that one that cannot be sent comes again.
         self.published += 1
@@ -112,30 +118,40 @@ def running(rabbit: RabbitServer, settings: Settings) -> Iterator[AdapterProcess
 def test_nothing_confirmed_is_lost_and_nothing_is_stored_twice(
     running: AdapterProcess, rabbit: RabbitServer, device: Device, postgres: PostgresServer
 ) -> None:
-    publisher = Publisher(rabbit, device)
-    _until_stored(device, MESSAGES // 8)
-
     eventually(rabbit.knows_its_queue, 30)
-    before, sooner = running.connections, device.readings
-    rabbit.kill()
-    rabbit.start()
-    eventually(lambda: running.reconnected(before) and device.readings > sooner, RECOVERY, 0.1)
+    publisher = Publisher(rabbit, device)
+    pace = publisher.pace
+    _until_stored(device, MESSAGES // 8)
+    with pace.fault(lambda: _is_stored(device, before)):
+        rabbit.kill()
+        before = pace.total
+        rabbit.start()
 
     _until_stored(device, MESSAGES // 4)
-    postgres.kill()
-    postgres.start()
-    sooner = device.readings
-    eventually(lambda: device.readings > sooner or sooner == MESSAGES, RECOVERY, 0.1)
+    with pace.fault(lambda: _is_stored(device, before)):
+        postgres.kill()
+        before = pace.total
+        postgres.start()
 
-    running.kill()
-    running.start()
+    _until_stored(device, MESSAGES // 2)
+    with pace.fault(lambda: _is_stored(device, before)):
+        running.kill()
+        before = pace.total
+        running.start()
+
     publisher.join(90)
     assert len(publisher.ledger) == MESSAGES
-    eventually(lambda: device.readings >= MESSAGES, RECOVERY, 0.2)
+    eventually(lambda: device.readings >= MESSAGES, RECOVERY_SECONDS, 0.2)
     assert device.values == {float(number) for number in publisher.ledger}, "lost"
     assert device.readings == MESSAGES, "stored twice"
     assert device.rejections == []
-    eventually(lambda: rabbit.unsettled("telemetry") == 0, RECOVERY, 0.2)
+    eventually(lambda: rabbit.unsettled("telemetry") == 0, RECOVERY_SECONDS, 0.2)
+    pace.check()
+
+
+def _is_stored(device: Device, before: int) -> bool:
+    """Whether a message that was offered later than that is stored, or all are."""
+    return max(device.values, default=-1.0) >= min(before, MESSAGES - 1)
 
 
 def _until_stored(device: Device, count: int) -> None:

@@ -1,25 +1,32 @@
-"""Kill tests over CoAP: what was confirmed is stored once, whatever died under the load."""
+"""Kill tests over CoAP: what was confirmed is stored once, whatever died under the load of IIOT_FAULT_RATE (2,000) messages a second."""
 
+import os
 import selectors
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from bench.coap_load import Client
+from iiot import clock
 from iiot.config import Settings
 from tests import factories
+from tests.faults.pace import Pace
 from tests.integration.coap_devices import Device, Server, serving
 from tests.services import PostgresServer, eventually
 
 DEVICES = 24
 WINDOW = 8
 WAIT = 60
+RATE = int(os.environ.get("IIOT_FAULT_RATE", "2000"))
+# Messages that are confirmed before the next fault.
+BETWEEN = 2 * RATE
 
 
 class Load(threading.Thread):
-    """Confirmable messages of many devices, about 2,000 a second; each device keeps the ledger of what was confirmed."""
+    """Confirmable messages of many devices, RATE a second together; each device keeps the ledger of what was confirmed."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(daemon=True)
@@ -33,6 +40,12 @@ class Load(threading.Thread):
             )
             for each in self.devices
         ]
+        for client in self.clients:
+            # Live data: the bench's numbers are an hour old.
+            client.number = client.first = clock.now_ms() - 300_000
+        self.pace = Pace(RATE)
+        self._turn = 0
+        self.before: list[int] = []
         self.done = threading.Event()
         self.start()
 
@@ -47,26 +60,55 @@ class Load(threading.Thread):
         for client in self.clients:
             selector.register(client.socket, selectors.EVENT_READ, client)
         looked, until = time.monotonic(), float("inf")
+        self.pace.run()
         while (now := time.monotonic()) < until and not (
             self.done.is_set() and not any(c.waiting for c in self.clients)
         ):
             if self.done.is_set() and until == float("inf"):
                 until = now + WAIT
             if not self.done.is_set():
-                for client in self.clients:
-                    client.fill(now)
-            for key, _ in selector.select(0.02):
+                self._offer(now)
+            for key, _ in selector.select(0.005):
                 key.data.read(now)
             if now - looked > 0.5:
                 looked = now
                 for client in self.clients:
                     client.resend(now)
 
+    def _offer(self, now: float) -> None:
+        """What is due, in turn, as far as the windows allow."""
+        full = 0
+        while self.pace.total < self.pace.due() and full < len(self.clients):
+            client = self.clients[self._turn]
+            self._turn = (self._turn + 1) % len(self.clients)
+            if client.is_full:
+                full += 1
+            else:
+                full = 0
+                client.offer(now)
+                self.pace.offer()
+
+    def _is_back(self) -> bool:
+        """Whether each device was confirmed something that it sent after the kill: more than could have been on the way."""
+        return all(
+            len(each.confirmed) > before + WINDOW for each, before in zip(self.clients, self.before, strict=True)
+        )
+
+    @contextmanager
+    def fault(self) -> Iterator[None]:
+        """What dies in here is what the devices talk to, or the database behind it: either way nobody can take messages."""
+        with self.pace.fault(self._is_back):
+            self.pace.rest()
+            yield
+            self.before = [len(each.confirmed) for each in self.clients]
+        self.pace.run()
+
     def finish(self) -> None:
         """Send no more, wait, and compare the ledger with the database: nothing lost, nothing twice."""
         self.done.set()
         self.join(WAIT * 2)
         assert not self.is_alive()
+        self.pace.check()
         for device, client in zip(self.devices, self.clients, strict=True):
             client.socket.close()
             stored = values(device)
@@ -90,16 +132,17 @@ def server(settings: Settings) -> Iterator[Server]:
 
 
 def goes_on(load: Load) -> None:
-    """Within half a minute messages are confirmed again."""
+    """As many again are confirmed."""
     before = load.confirmed
-    eventually(lambda: load.confirmed > before + 500, 30)
+    eventually(lambda: load.confirmed > before + BETWEEN, WAIT)
 
 
 def test_the_database_is_killed_under_load(server: Server, postgres: PostgresServer) -> None:
     load = Load(server)
-    eventually(lambda: load.confirmed > 3_000, WAIT)
-    postgres.kill()
-    postgres.start()
+    goes_on(load)
+    with load.fault():
+        postgres.kill()
+        postgres.start()
     goes_on(load)
     load.finish()
 
@@ -108,8 +151,9 @@ def test_the_adapter_is_killed_under_load_and_back(server: Server) -> None:
     load = Load(server)
     for _ in range(2):
         goes_on(load)
-        server.process.kill()
-        server.process.start()
+        with load.fault():
+            server.process.kill()
+            server.process.start()
     goes_on(load)
     load.finish()
 
@@ -117,7 +161,8 @@ def test_the_adapter_is_killed_under_load_and_back(server: Server) -> None:
 def test_the_adapter_is_stopped_under_load_and_back(server: Server) -> None:
     load = Load(server)
     goes_on(load)
-    assert server.process.stop() == 0
-    server.process.start()
+    with load.fault():
+        assert server.process.stop() == 0
+        server.process.start()
     goes_on(load)
     load.finish()

@@ -1,8 +1,9 @@
-"""`python -m tests.fuzz TARGET SECONDS FOLDER`: one parser under atheris, or under random changes where it is not installed.
+"""`python -m tests.fuzz TARGET SECONDS FOLDER`: one parser under atheris, or under random changes on machines that it has no wheel for.
 
-Begins with the poison corpus. Ends with status 1 when the parser raised what it may not; FOLDER then has the input.
+Begins with the poison corpus and the target's own seeds. Ends with status 1 when the parser raised what it may not; FOLDER then has the input.
 """
 
+import platform
 import random
 import sys
 import time
@@ -15,22 +16,27 @@ from tests.poison.corpus import CORPUS
 LONGEST = 4096
 
 
-def seeds(folder: Path) -> list[bytes]:
-    """The small ones of the corpus, as files for the fuzzer and as bytes."""
+def seeds(name: str, folder: Path) -> list[bytes]:
+    """The small ones of the corpus and those made for this target, as files for the fuzzer and as bytes."""
+    from tests.fuzz.seeds import SEEDS
+
     folder.mkdir(parents=True, exist_ok=True)
-    found = [item.payload for item in CORPUS if len(item.payload) <= LONGEST]
+    found = [item.payload for item in CORPUS if len(item.payload) <= LONGEST] + SEEDS.get(name, [])
     for number, payload in enumerate(found):
         (folder / f"{number:04}").write_bytes(payload)
     return found
 
 
 def with_atheris(name: str, seconds: int, folder: Path) -> None:
-    """Coverage of our Python code leads it. Does not return."""
+    """Coverage of our Python code leads it. Does not return. Raises ImportError where there is no atheris."""
     import atheris
 
-    with atheris.instrument_imports(include=["iiot.payloads", "protocols", "aiocoap", "paho.mqtt.properties"]):
+    with atheris.instrument_imports(
+        include=["iiot.payloads", "iiot.services.command_delivery", "protocols", "aiocoap", "paho.mqtt.properties"]
+    ):
         from tests.fuzz.targets import TARGETS
 
+    seeds(name, folder / "seeds")
     target = TARGETS[name]
     flags = [f"-max_total_time={seconds}", f"-max_len={LONGEST}", "-timeout=10", "-rss_limit_mb=1024", "-verbosity=1"]
     atheris.Setup([sys.argv[0], *flags, f"-artifact_prefix={folder}/", str(folder / "seeds")], target)
@@ -66,14 +72,14 @@ def with_chance(target: Callable[[bytes], None], seconds: int, folder: Path, kno
 def main() -> int:
     """See the module."""
     name, seconds, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    known = seeds(folder / "seeds")
     try:
         with_atheris(name, seconds, folder)
-    except ImportError:
-        from tests.fuzz.targets import TARGETS
+    except ModuleNotFoundError as error:
+        if error.name != "atheris" or (sys.platform, platform.machine()) == ("linux", "x86_64"):
+            raise
+    from tests.fuzz.targets import TARGETS
 
-        return with_chance(TARGETS[name], seconds, folder, known)
-    return 0
+    return with_chance(TARGETS[name], seconds, folder, seeds(name, folder / "seeds"))
 
 
 if __name__ == "__main__":

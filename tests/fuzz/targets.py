@@ -5,29 +5,76 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from aiocoap import Message
+from aiocoap import Message, oscore
 from aiocoap.error import UnparsableMessage
+from aiocoap.message import Direction
+from pika.exceptions import InvalidFrameError
 
 from iiot import payloads
-from iiot.payloads import PayloadError, parse
-from protocols import coap_wire
+from iiot.payloads import Parsed, PayloadError, gateway, parse
+from iiot.services import commands
+from iiot.services.command_delivery import parse_answer
+from protocols import amqp_stream, coap_oscore, coap_wire
+from protocols.base import Proved, SharedKey
 from protocols.mqtt_stream import MalformedStreamError, Publish, Stream
 
 NOW = 1_766_000_000_000
+KEY = SharedKey(b"\x01", b"", b"secret of sixteen", b"salt", Proved("pump", None))
 
 
 def _payload(content_type: str | None) -> Callable[[bytes], None]:
     def target(data: bytes) -> None:
         try:
-            parsed = parse(data, content_type, NOW)
+            _look_at(parse(data, content_type, NOW))
         except PayloadError:
             return
-        for ts, values in parsed.items:
-            assert NOW - payloads.MAX_AGE_MS <= ts <= NOW + payloads.MAX_AHEAD_MS
-            assert all(payloads.KEY_PATTERN.fullmatch(key) for key in values)
-            assert all(not isinstance(value, float) or math.isfinite(value) for value in values.values())
 
     return target
+
+
+def _look_at(parsed: Parsed) -> None:
+    """What was read can be stored."""
+    for ts, values in parsed.items:
+        assert NOW - payloads.MAX_AGE_MS <= ts <= NOW + payloads.MAX_AHEAD_MS
+        assert all(payloads.KEY_PATTERN.fullmatch(key) for key in values)
+        assert all(not isinstance(value, float) or math.isfinite(value) for value in values.values())
+
+
+def _children(content_type: str | None) -> Callable[[bytes], None]:
+    """A gateway's message: each child has readings or a reason, and its part as JSON."""
+
+    def target(data: bytes) -> None:
+        try:
+            parts = gateway.parse_children(data, content_type, NOW)
+        except PayloadError:
+            return
+        assert 0 < len(parts) <= gateway.MAX_CHILDREN
+        for name, (said, _) in parts.items():
+            if isinstance(said, Parsed):
+                assert gateway.is_child_name(name)
+                _look_at(said)
+
+    return target
+
+
+def home(data: bytes) -> None:
+    """A message of the smart-home scheme: the topic, a zero byte, the payload."""
+    topic, _, payload = data.partition(b"\0")
+    try:
+        found = gateway.read_topic(topic.decode(errors="replace"))
+        if found.kind:
+            _look_at(gateway.parse_state(found, payload, NOW))
+        else:
+            gateway.parse_status(payload)
+    except PayloadError:
+        return
+
+
+def answer(data: bytes) -> None:
+    """A device's answer to a command: one that can be stored, or what was wrong with it."""
+    found = parse_answer("pump", "", data)
+    assert found.status in ("done", "failed")
+    assert found.error or found.result is None or commands.json_mistake(found.result) is None
 
 
 class Rest:
@@ -103,6 +150,77 @@ def coap(data: bytes) -> None:
     assert len(coap_wire.paged(answer, request.opt.block2).payload) <= 1024
 
 
+class Deliveries(amqp_stream.StreamConnection):
+    """A consuming connection whose bytes are the test's; what goes pika's way is kept."""
+
+    def __init__(self) -> None:
+        self._frame_buffer = b""
+        self.bytes_received = 0
+        self.found: list[Any] = []
+        self.on_deliver = lambda *delivery: self.found.append(delivery)
+
+    def _process_frame(self, frame_value: Any) -> None:
+        self.found.append(type(frame_value))
+
+    def feed(self, data: bytes, step: int) -> list[Any]:
+        """What comes of these bytes, up to where the adapter gives the connection up."""
+        try:
+            for start in range(0, len(data), step):
+                self._on_data_available(data[start : start + step])
+        except InvalidFrameError:
+            self.found.append(InvalidFrameError)
+        return self.found
+
+
+def amqp(data: bytes) -> None:
+    """Frames of a consuming connection: the same whether they come at once or in pieces."""
+    whole, pieces = Deliveries().feed(data, max(1, len(data))), Deliveries().feed(data, 7)
+    assert whole == pieces
+    for each in whole:
+        if isinstance(each, tuple):
+            each[2].header("command-id")
+
+
+class Unsealed(oscore.AES_CCM_16_64_128):  # type: ignore[misc]
+    """The algorithm without its key, so that the fuzzer gets inside: a tag that ends with a one is wrong."""
+
+    @classmethod
+    def decrypt(cls, ciphertext_and_tag: bytes, _aad: bytes, _key: bytes, _iv: bytes) -> bytes:
+        """The text without its tag."""
+        if ciphertext_and_tag[-1] == 1:
+            raise oscore.ProtectionInvalid("Tag invalid")
+        return ciphertext_and_tag[: -cls.tag_bytes]
+
+
+def _oscore(algorithm: Any, is_open: bool) -> Callable[[bytes], None]:
+    """A datagram under OSCORE, for a context whose replay window is open or not: a request inside, or one of the answers of RFC 8613."""
+
+    def target(data: bytes) -> None:
+        if not data or data[0] & 0x0F > coap_wire.LONGEST_TOKEN or coap_wire.are_odd(data):
+            return
+        try:
+            request: Any = Message.decode(data)
+        except (UnparsableMessage, ValueError, IndexError):
+            return
+        if request.opt.oscore is None or not request.code.is_request():
+            return
+        request.direction = Direction.INCOMING
+        context = coap_oscore.Context(KEY)
+        context.alg_aead = algorithm()
+        if is_open:
+            context.recipient_replay_window.initialize_empty()
+        try:
+            coap_oscore.kid_of(request)
+            inner, _ = coap_oscore.open_(request, KEY, context)
+        except (coap_oscore.Unopened, coap_oscore.Stale):
+            return
+        assert inner.code.is_request()
+        assert len(list(inner.opt.option_list())) <= coap_wire.MOST_OPTIONS
+        assert coap_wire.size_of(inner, inner.token) > 0
+
+    return target
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "json": _payload(None),
     "cbor": _payload("application/cbor"),
@@ -111,4 +229,11 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "mqtt-5": _mqtt(True),
     "mqtt-3": _mqtt(False),
     "coap": coap,
+    "amqp": amqp,
+    "gateway-json": _children(None),
+    "gateway-cbor": _children("application/cbor"),
+    "home": home,
+    "answer": answer,
+    "oscore": _oscore(oscore.AES_CCM_16_64_128, False),
+    "oscore-inside": _oscore(Unsealed, True),
 }

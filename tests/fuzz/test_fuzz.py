@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.seeds import SEEDS
 from tests.fuzz.targets import TARGETS
 from tests.poison.corpus import CORPUS
 from tests.services import ROOT
@@ -16,9 +17,17 @@ SECONDS = int(os.environ.get("IIOT_FUZZ_SECONDS", "60"))
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_parser_takes_the_poison(name: str) -> None:
-    """The corpus through every parser, also those it was not made for."""
+    """The corpus through every parser, also those it was not made for; and the seeds of its own."""
     for item in CORPUS:
         TARGETS[name](item.payload)
+    for seed in SEEDS.get(name, []):
+        # Whole, cut off anywhere, and with each bit of its beginning changed.
+        for end in range(len(seed) + 1):
+            TARGETS[name](seed[:end])
+        for place in range(min(len(seed), 60) * 8):
+            changed = bytearray(seed)
+            changed[place // 8] ^= 1 << place % 8
+            TARGETS[name](bytes(changed))
 
 
 @pytest.mark.nightly

@@ -1,10 +1,12 @@
-"""A device that was cut off sends its backlog over MQTT while others send live data: nobody waits for it, and nothing is lost."""
+"""A device that was cut off sends its backlog over MQTT or AMQP while others send live data: nobody waits for it, and nothing is lost."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pika
 import pytest
 import redis
 
@@ -17,10 +19,13 @@ from iiot.stream.live import LiveEffect
 from iiot.stream.log import Tailer
 from tests import factories
 from tests.integration.mqtt_devices import Device, adapter, online
+from tests.rabbit import RabbitServer, publish
 from tests.services import MosquittoServer, eventually
 
 MESSAGES, READINGS = 2_000, 50
 HOURS = 3
+# More than AMQP had on its way before live messages overtook late ones.
+BEHIND, LIVE = 10_000, 200
 
 
 @pytest.fixture
@@ -89,6 +94,44 @@ def test_a_flood_of_late_data_moves_no_live_data_and_is_stored_whole(
     assert len(waits) == len(sent)
     assert waits[int(len(waits) * 0.95)] < flood / 4, f"live data waited {waits[-5:]} s of a flood of {flood} s"
     check_effects(tenant, late, now, len(sent), room)
+
+
+@contextlib.contextmanager
+def stuck(device: Device) -> Iterator[None]:
+    """Nothing new of this device can be stored: its first readings need a row that points to it."""
+    connection = factories.connect(autocommit=False)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM iiot.device WHERE id = %s FOR UPDATE", (device.device_id,))
+        yield
+    finally:
+        connection.close()
+
+
+@pytest.mark.timeout(300)
+def test_live_messages_over_amqp_are_acknowledged_while_late_ones_before_them_are_not(
+    rabbit: RabbitServer, settings: Settings
+) -> None:
+    late, live = Device(factories.make_tenant(), "back again"), Device(factories.make_tenant(), "steady")
+    start = factories.now_ms() - 2 * 3_600_000
+    with adapter(settings, "amqp"), contextlib.ExitStack() as held:
+        held.enter_context(stuck(late))
+        with contextlib.closing(rabbit.connect(late.uid, late.token)) as connection:
+            channel = connection.channel()
+            for number in range(BEHIND):
+                body = b'{"ts":%d,"values":{"level":%d}}' % (start + number, number)
+                channel.basic_publish("iiot", f"telemetry.{late.uid}", body, pika.BasicProperties(delivery_mode=2))
+        eventually(lambda: (rabbit.waiting("telemetry"), rabbit.unsettled("telemetry")) == (0, BEHIND), 60, 0.2)
+        with rabbit.online(live) as channel:
+            for number in range(LIVE):
+                publish(channel, live.uid, json.dumps({"t": number}))
+        eventually(lambda: live.readings == LIVE, 10)
+        eventually(lambda: rabbit.unsettled("telemetry") == BEHIND, 5)
+        assert late.readings == 0
+        held.close()
+        eventually(lambda: rabbit.unsettled("telemetry") == 0, 60, 0.2)
+    assert late.readings == BEHIND
+    assert late.rejections == live.rejections == []
 
 
 def times(live: Device) -> tuple[float, list[float]]:
