@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from iiot import auth, tenancy
 from iiot.config import Settings
 from iiot.embedded import ports
-from iiot.services import api_keys, devices, signals
+from iiot.services import api_keys, devices, limited, members, signals
 from tests import factories, services
 from tests.integration.mqtt_devices import AdapterProcess
 from tests.live import stream
@@ -142,6 +142,15 @@ class Side:
             kind="user", tenant_id=self.tenant.tenant_id, tenant_uid=self.tenant.uid, user_id=person.user_id,
             user_uid=person.uid, role=role, label=person.email,
         )  # fmt: skip
+
+    def limited(self, role: str, *seen: factories.DeviceRow) -> str:
+        """The address of another user with this role, who sees these devices alone."""
+        person = factories.make_user(self.tenant, role, password_hash=password_hash())
+        limits = limited.LimitedTo(devices=[each.uid for each in seen])
+        admin = self.principal("admin")
+        with tenancy.work(tenancy.of(admin)) as db:
+            members.change(db, admin, person.uid, members.Changes(set_limits=True, limited_to=limits))
+        return person.email
 
     def key(self, role: str = "admin", *scopes: str) -> tuple[str, str]:
         """An API key of the user with this role: (its text, its id)."""

@@ -337,25 +337,16 @@ def test_devices_come_change_and_go_while_somebody_looks(server: Server, side: S
 
 def test_a_limited_member_sees_its_devices_alone(server: Server, side: Side) -> None:
     seen, hidden = side.device("seen", temperature=1.0), side.device("hidden", temperature=2.0)
-    person = factories.make_user(side.tenant, "operator", password_hash=_hash())
-    with tenancy.work(tenancy.of(side.tenant)) as db:
-        limited.replace(db, side.tenant.tenant_id, person.user_id, limited.LimitedTo(devices=[seen.uid]))
-    factories.rows("UPDATE iiot.membership SET is_limited = true WHERE user_id = %s", person.user_id)
+    email = side.limited("operator", seen)
 
     async def look() -> None:
-        async with server.connected(person.email) as client:
+        async with server.connected(email) as client:
             folder = await client.nodes.objects.get_child(["2:Devices"])
             assert [each.nodeid.Identifier for each in await folder.get_children()] == [seen.uid]
             with pytest.raises(ua.uaerrors.BadNodeIdUnknown):
                 await node(client, f"{hidden.uid}/temperature").read_browse_name()
 
     run(look())
-
-
-def _hash() -> str:
-    from tests.integration.opcua_clients import password_hash
-
-    return password_hash()
 
 
 def test_an_api_key_is_a_password_until_it_is_revoked(server: Server, side: Side) -> None:
