@@ -12,9 +12,10 @@ from asyncua import ua
 
 from iiot import clock, tenancy
 from iiot.config import Settings
-from iiot.services import api_keys, devices, limited, members, sessions, tenants, users
+from iiot.services import api_keys, devices, limited, members, presence, sessions, tenants, users
 from tests import factories
 from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, node, run, serving, soon
+from tests.services import eventually
 
 
 @pytest.fixture(scope="module")
@@ -331,6 +332,69 @@ def test_devices_come_change_and_go_while_somebody_looks(server: Server, side: S
             await soon(gone)
             with pytest.raises(ua.uaerrors.BadNodeIdUnknown):
                 await node(client, f"{device.uid}/temperature").read_value()
+
+    run(look())
+
+
+def test_a_signal_that_disappears_is_unknown_to_those_who_watch_it(server: Server, side: Side) -> None:
+    device = side.device(goes=1.0, stays=1.0)
+    goes, stays = f"{device.uid}/goes", f"{device.uid}/stays"
+
+    def remove() -> None:
+        number = factories.signal_id(device, "goes")
+        for table, column in (("latest", "signal_id"), ("signal", "id")):
+            factories.rows(f"DELETE FROM iiot.{table} WHERE tenant_id = %s AND {column} = %s", device.tenant_id, number)
+
+    async def look() -> None:
+        async with server.connected(side.user("viewer")) as client:
+            heard = Heard()
+            subscription = await client.create_subscription(100, heard)
+            await subscription.subscribe_data_change([node(client, goes), node(client, stays)])
+            await heard.until((goes, 1.0), (stays, 1.0))
+            await asyncio.to_thread(remove)
+
+            async def gone() -> bool:
+                return heard.values[-1] == (goes, None) and heard.raw[-1].StatusCode.name == "BadNodeIdUnknown"
+
+            await soon(gone)
+            with pytest.raises(ua.uaerrors.BadNodeIdUnknown):
+                await node(client, goes).read_value()
+            assert await node(client, stays).read_value() == 1.0
+            await asyncio.to_thread(factories.store, device.uid, stays=2.0)
+            await heard.until((stays, 2.0))
+
+    run(look())
+
+
+def test_a_status_carries_the_time_of_its_change(server: Server) -> None:
+    side = Side(factories.make_tenant())
+    device, silent = side.device(a=1.0), side.device("silent")
+    last = "SELECT at FROM iiot.connection_event WHERE device_id = %s ORDER BY id DESC LIMIT 1"
+    eventually(lambda: factories.rows(last, device.device_id))
+
+    def declare() -> None:
+        with tenancy.work(tenancy.of(side.tenant)) as db:
+            presence.declare(db, devices.locked(db, device.uid), False, "test")
+
+    async def look() -> None:
+        # A limited member may know it, too.
+        async with server.connected(side.limited("operator", device, silent)) as client:
+            status = node(client, f"{device.uid}#Status")
+            first = await status.read_data_value()
+            assert first.Value.Value == "online"
+            assert abs(first.SourceTimestamp - factories.rows(last, device.device_id)[0][0]) < timedelta(milliseconds=1)
+            heard = Heard()
+            await (await client.create_subscription(100, heard)).subscribe_data_change(status)
+            await asyncio.to_thread(declare)
+            await heard.until((status.nodeid.Identifier, "offline"))
+            told = heard.raw[-1].SourceTimestamp
+            assert abs(told - factories.rows(last, device.device_id)[0][0]) < timedelta(seconds=1)
+            for _ in range(2):
+                assert (await status.read_data_value()).SourceTimestamp == told
+            new = await node(client, f"{silent.uid}#Status").read_data_value()
+            made = factories.rows("SELECT created_at FROM iiot.device WHERE uid = %s", silent.uid)[0][0]
+            assert new.Value.Value == "new"
+            assert abs(new.SourceTimestamp - made) < timedelta(milliseconds=1)
 
     run(look())
 
