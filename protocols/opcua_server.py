@@ -222,18 +222,20 @@ class TenantServer(InternalServer):  # type: ignore[misc]
                 log.exception("devices not looked at")
 
     async def check_visitors(self) -> None:
-        """End the sessions of those who may no longer be here."""
-        for session in self.sessions():
-            visitor = session.visitor
-            if visitor is None or session.state.name == "Closed":
-                continue
-            now = await self._ask(self.plant.check, visitor)
-            if now is None or not _is_same(visitor, now):
-                log.info("session ended: the visitor may not be here any more", address=session.address)
-                await session.close_session(True)
-                session.hang_up()
-            elif now is not visitor:
-                session.renew(now)
+        """End the sessions of those who may no longer be here; nobody waits for the check of another."""
+        await asyncio.gather(*(self._check(each) for each in self.sessions()))
+
+    async def _check(self, session: TenantSession) -> None:
+        visitor = session.visitor
+        if visitor is None or session.state.name == "Closed":
+            return
+        now = await self._ask(self.plant.check, visitor)
+        if now is None or not _is_same(visitor, now):
+            log.info("session ended: the visitor may not be here any more", address=session.address)
+            await session.close_session(True)
+            session.hang_up()
+        elif now is not visitor:
+            session.renew(now)
 
 
 def _is_same(before: Visitor, now: Visitor) -> bool:

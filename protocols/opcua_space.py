@@ -147,7 +147,7 @@ class Space:
         )  # fmt: skip
 
     def _status_value(self, uid: str) -> ua.DataValue:
-        return values.text_value(self.view.devices[uid].status)
+        return self.view.statuses.get(uid) or values.text_value(self.view.devices[uid].status, None)
 
     def _signal(self, device: Device, signal: Signal) -> Node:
         access = _READ | _HISTORY | (_WRITE if signal.writable else 0)

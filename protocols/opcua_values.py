@@ -81,10 +81,12 @@ def stamped(value: ua.DataValue, wanted: ua.TimestampsToReturn) -> ua.DataValue:
     return ua.DataValue(value.Value, value.StatusCode, SourceTimestamp=source, ServerTimestamp=server)
 
 
-def text_value(value: str) -> ua.DataValue:
-    """A text that is so from now on."""
-    now = datetime.now(UTC)
-    return ua.DataValue(ua.Variant(value, ua.VariantType.String), GOOD, SourceTimestamp=now, ServerTimestamp=now)
+def text_value(value: str, since: int | None) -> ua.DataValue:
+    """A text that is so since a time (ms), None when nobody knows."""
+    moment = None if since is None else datetime.fromtimestamp(since / 1000, UTC)
+    return ua.DataValue(
+        ua.Variant(value, ua.VariantType.String), GOOD, SourceTimestamp=moment, ServerTimestamp=datetime.now(UTC)
+    )
 
 
 def engineering_units(unit: str) -> ua.EUInformation:

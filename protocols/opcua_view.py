@@ -39,6 +39,8 @@ class View:
         self.devices: dict[str, Device] = {}
         self.signals: dict[str, dict[str, Signal]] = {}
         self.values: dict[tuple[str, str], ua.DataValue] = {}
+        # Of devices that somebody has looked at, with the time of the change.
+        self.statuses: dict[str, ua.DataValue] = {}
         self.plant = plant
         self._threads = threads
         self._live_since = live_since
@@ -48,6 +50,8 @@ class View:
         self._watching: dict[str, dict[int, Told]] = {}
         self._node_of: dict[int, str] = {}
         self._lock = asyncio.Lock()
+        # Whose status was heard since the list was asked for the last time.
+        self._heard: set[str] = set()
 
     async def ask(self, question: Callable[..., Answer], *arguments: Any) -> Answer:
         """Ask the plant from a thread, in the name of one who sees this view; raises Away."""
@@ -70,18 +74,30 @@ class View:
     async def _list(self) -> None:
         async with self._lock:
             began = time.monotonic()
+            self._heard.clear()
             found = await self.ask(self.plant.devices)
+            known = [uid for uid in self.statuses if uid in found]
+            others = [uid for uid in known if self.statuses[uid].Value.Value != found[uid].status]
+            times = await self._ask_times(others)
+            changed = {uid: text_value(found[uid].status, times.get(uid)) for uid in others}
+            for uid in self._heard & found.keys():
+                # That is newer than what was asked.
+                found[uid] = self.devices[uid]
+                changed.pop(uid, None)
             before, self.devices, self._listed_at = self.devices, found, began
-            for uid in before.keys() - found.keys():
+            gone = before.keys() - found.keys()
+            for uid in gone:
                 self._forget(uid)
-        changed = [uid for uid, device in found.items() if before.get(uid, device).status != device.status]
-        await self._tell((f"{uid}#Status", text_value(self.devices[uid].status)) for uid in changed)
-        gone = before.keys() - found.keys()
-        if gone:
-            unknown = ua.DataValue(StatusCode=ua.StatusCode(ua.StatusCodes.BadNodeIdUnknown))
-            await self._tell((node, unknown) for node in list(self._watching) if node[:26] in gone)
+            self.statuses |= changed
+        await self._tell((f"{uid}#Status", value) for uid, value in changed.items())
+        await self._tell_gone(gone)
+
+    async def _ask_times(self, uids: Collection[str]) -> dict[str, int]:
+        """Since when these devices have their status."""
+        return await self.ask(self.plant.since, uids) if uids else {}
 
     def _forget(self, uid: str) -> None:
+        self.statuses.pop(uid, None)
         for key in self.signals.pop(uid, {}):
             self.values.pop((uid, key), None)
         self._loaded_at.pop(uid, None)
@@ -102,14 +118,32 @@ class View:
             part = uids[start : start + AT_ONCE]
             began = time.monotonic()
             found = await self.ask(self.plant.signals, part)
+            new = [uid for uid in part if uid not in self.statuses]
+            times = await self._ask_times(new)
+            for uid in new:
+                # What was heard meanwhile is newer.
+                if uid in self.devices and uid not in self.statuses:
+                    self.statuses[uid] = text_value(self.devices[uid].status, times.get(uid))
             changes: list[tuple[str, ua.DataValue]] = []
+            gone: set[str] = set()
             for uid in part:
-                self.signals[uid] = signals = found.get(uid, {})
-                self._loaded_at[uid] = began
-                for signal in signals.values():
-                    if signal.ts is not None:
-                        changes += self._store(uid, signal, [(signal.ts, signal.value)])
+                # Unless it is gone, or was loaded again meanwhile.
+                if uid in self.devices and self._loaded_at.get(uid, -math.inf) <= began:
+                    self._loaded_at[uid] = began
+                    gone |= self._keep(uid, found.get(uid, {}), changes)
             await self._tell(changes)
+            await self._tell_gone(gone)
+
+    def _keep(self, uid: str, signals: dict[str, Signal], changes: list[tuple[str, ua.DataValue]]) -> set[str]:
+        """Keep a device's signals, with the values that are new; returns the nodes of those that it no longer has."""
+        gone = self.signals.get(uid, {}).keys() - signals.keys()
+        self.signals[uid] = signals
+        for key in gone:
+            self.values.pop((uid, key), None)
+        for signal in signals.values():
+            if signal.ts is not None:
+                changes += self._store(uid, signal, [(signal.ts, signal.value)])
+        return {f"{uid}/{key}" for key in gone}
 
     async def refresh(self) -> None:
         """Once a second: look whether devices or signals have changed, and load again what news may have missed."""
@@ -135,7 +169,9 @@ class View:
                 continue
             if each.status is not None and each.status != device.status:
                 self.devices[each.device] = Device(device.uid, device.name, each.status)
-                changes.append((f"{each.device}#Status", text_value(each.status)))
+                self.statuses[each.device] = text_value(each.status, time.time_ns() // 1_000_000)
+                self._heard.add(each.device)
+                changes.append((f"{each.device}#Status", self.statuses[each.device]))
             known = self.signals.get(each.device, {})
             for key, readings in each.readings.items():
                 if key in known:
@@ -181,6 +217,13 @@ class View:
         for node, value in changes:
             for handle, told in list(self._watching.get(node, {}).items()):
                 await told(handle, value)
+
+    async def _tell_gone(self, gone: Collection[str]) -> None:
+        """Those who watch a node of these devices (uid) and signals (uid/key) are told that it is no longer there."""
+        if gone:
+            unknown = ua.DataValue(StatusCode=ua.StatusCode(ua.StatusCodes.BadNodeIdUnknown))
+            watched = [node for node in self._watching if node[:26] in gone or node.partition("#")[0] in gone]
+            await self._tell((node, unknown) for node in watched)
 
 
 def _replaces(made: ua.DataValue, newest: ua.DataValue) -> bool:

@@ -71,6 +71,11 @@ class Plant:
                 )  # fmt: skip
         return found
 
+    def since(self, visitor: Visitor, uids: Collection[str]) -> dict[str, int]:
+        """See `served.Plant.since`."""
+        with self._work(visitor) as db:
+            return {uid: clock.to_ms(at) for uid, at in presence.since(db, uids).items()}
+
     def history(self, visitor: Visitor, uid: str, key: str, span: Span) -> list[tuple[int, Any]] | Refusal:
         """See `served.Plant.history`."""
         question = readings.Question(

@@ -120,6 +120,9 @@ class Plant(Protocol):
     def signals(self, visitor: Visitor, uids: Collection[str]) -> dict[str, dict[str, Signal]]:
         """uid → key → signal, for those of the devices that the visitor sees."""
 
+    def since(self, visitor: Visitor, uids: Collection[str]) -> dict[str, int]:
+        """uid → since when (ms) a device has its status, for those that the visitor sees and where it is still known."""
+
     def history(self, visitor: Visitor, uid: str, key: str, span: Span) -> list[tuple[int, Any]] | Refusal:
         """The stored readings of a signal, (ms, value)."""
 

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from prometheus_client import CollectorRegistry, multiprocess
-
 from iiot import clock
 from protocols.base import AdapterError, Message, Outcome
 from protocols.runner import Runner
 from tests import factories, services
 from tests.drivers import Driver
 from tests.integration.mqtt_devices import AdapterProcess, Device
+from tests.metrics import metric
 from tests.services import eventually
 
 NOT_STORED = "batch not stored, nothing acknowledged"
@@ -118,14 +117,7 @@ class Side:
     def metric(self, name: str, **labels: str) -> float:
         """A metric of this protocol, summed up over its processes; 0 when there is none yet."""
         alive = self.process.process
-        for path in self.metrics.glob("gauge_live*.db"):
-            pid = path.stem.rpartition("_")[2]
-            if alive is None or pid != str(alive.pid):
-                # What the supervisor does when a process has ended.
-                multiprocess.mark_process_dead(pid, str(self.metrics))  # type: ignore[no-untyped-call]
-        whole = CollectorRegistry()
-        multiprocess.MultiProcessCollector(whole, str(self.metrics))  # type: ignore[no-untyped-call]
-        return whole.get_sample_value(name, {"protocol": self.name, **labels}) or 0.0
+        return metric(self.metrics, alive.pid if alive else None, name, protocol=self.name, **labels)
 
 
 class Counting(Runner):

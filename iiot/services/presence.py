@@ -1,10 +1,11 @@
 """Online and offline: what a device, its last will or its silence says about its connection, and the history of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, literal, select, update
+from sqlalchemy import case, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from iiot import events, tenancy
@@ -131,6 +132,24 @@ def history(db: Session, device_id: int, wanted: Wanted) -> Found[ConnectionEven
     """A page of a device's connection events; `wanted.sort` is `-id`, the newest first."""
     statement = select(ConnectionEvent).where(ConnectionEvent.device_id == device_id)
     return find(db, statement, {"id": ConnectionEvent.id}, ConnectionEvent.id, wanted)  # type: ignore[dict-item, arg-type]
+
+
+def since(db: Session, uids: Collection[str]) -> dict[str, datetime]:
+    """uid → when a device's state became what it is, for devices that the session sees and whose history still knows it."""
+    changed = (
+        select(ConnectionEvent.at)
+        .where(
+            ConnectionEvent.tenant_id == Device.tenant_id,
+            ConnectionEvent.device_id == Device.id,
+            ConnectionEvent.kind == "state",
+        )
+        .order_by(ConnectionEvent.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    moment = func.coalesce(changed, case((Device.status == "new", Device.created_at)))
+    found = db.execute(select(Device.uid, moment).where(Device.uid.in_(uids)))
+    return {uid: at for uid, at in found if at is not None}
 
 
 def shut_out(db: Session, device: Device, reason: str) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import datetime
 import functools
+import os
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from iiot import auth, tenancy
 from iiot.config import Settings
 from iiot.embedded import ports
-from iiot.services import api_keys, devices, signals
+from iiot.services import api_keys, devices, limited, members, signals
 from tests import factories, services
 from tests.integration.mqtt_devices import AdapterProcess
 from tests.live import stream
+from tests.metrics import metric
 
 T = TypeVar("T")
 PASSWORD = "seven purple lanterns at sea"
@@ -72,6 +75,13 @@ class Server:
     process: AdapterProcess
     url: str
     folder: Path
+    metrics: Path | None = None
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One of its metrics, which go to a folder of its own."""
+        assert self.metrics is not None
+        assert self.process.process is not None
+        return metric(self.metrics, self.process.process.pid, name, **labels)
 
     def client(self, user: str, password: str = PASSWORD, name: str = "client") -> Client:
         """A client that has not connected yet."""
@@ -124,14 +134,27 @@ class Side:
         with tenancy.work(tenancy.of(self.tenant)) as db:
             signals.change(db, device.uid, key, changes)
 
-    def key(self, role: str = "admin", *scopes: str) -> tuple[str, str]:
-        """An API key of the user with this role: (its text, its id)."""
+    def principal(self, role: str) -> auth.Principal:
+        """The user with this role, signed in."""
         self.user(role)
         person = self.people[role]
-        principal = auth.Principal(
+        return auth.Principal(
             kind="user", tenant_id=self.tenant.tenant_id, tenant_uid=self.tenant.uid, user_id=person.user_id,
             user_uid=person.uid, role=role, label=person.email,
         )  # fmt: skip
+
+    def limited(self, role: str, *seen: factories.DeviceRow) -> str:
+        """The address of another user with this role, who sees these devices alone."""
+        person = factories.make_user(self.tenant, role, password_hash=password_hash())
+        limits = limited.LimitedTo(devices=[each.uid for each in seen])
+        admin = self.principal("admin")
+        with tenancy.work(tenancy.of(admin)) as db:
+            members.change(db, admin, person.uid, members.Changes(set_limits=True, limited_to=limits))
+        return person.email
+
+    def key(self, role: str = "admin", *scopes: str) -> tuple[str, str]:
+        """An API key of the user with this role: (its text, its id)."""
+        principal = self.principal(role)
         with tenancy.work(tenancy.of(principal)) as db:
             listed, text = api_keys.create(db, principal, api_keys.Wish("scada", tuple(scopes) or None))
         return text, listed.uid
@@ -148,9 +171,14 @@ def serving(settings: Settings, **fields: Any) -> Iterator[Server]:
         beside.start()
         try:
             process = AdapterProcess(changed, "opcua")
+            metrics = Path(tempfile.mkdtemp(prefix="metrics ", dir=settings.data_dir))
             try:
-                process.start()
-                yield Server(process, f"opc.tcp://{bind}/iiot", settings.data_dir)
+                os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+                try:
+                    process.start()
+                finally:
+                    del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+                yield Server(process, f"opc.tcp://{bind}/iiot", settings.data_dir, metrics)
             finally:
                 process.stop()
         finally:

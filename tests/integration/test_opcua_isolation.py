@@ -1,4 +1,4 @@
-"""Every service of OPC UA × own and other tenant: what is not yours reads like what does not exist, and nobody takes a session over."""
+"""Every service of OPC UA × own, sibling and other tenant: what is not yours reads like what does not exist, and nobody takes a session over."""
 
 import asyncio
 import inspect
@@ -13,8 +13,10 @@ from asyncua.common.utils import ServiceError
 from asyncua.server.internal_session import InternalSession
 from asyncua.ua.ua_binary import struct_from_binary
 
+from iiot import clock
 from iiot.config import Settings
 from iiot.ids import new_uid
+from protocols.opcua_history import LARGEST_PAGE
 from protocols.opcua_session import SERVICES, TenantSession
 from tests import factories
 from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, node, run, secure, serving
@@ -60,22 +62,37 @@ class Objects:
 
 @dataclass
 class Sides:
-    """Two tenants with a device each."""
+    """Two tenants; in the own one there is somebody who sees `mine` and not its sibling `hidden`."""
 
     own: Side
     other: Side
     mine: factories.DeviceRow
+    hidden: factories.DeviceRow
     theirs: factories.DeviceRow
+    limited: str
+
+    def seat(self, where: str) -> tuple[str, str, factories.DeviceRow]:
+        """Who looks, who has what is not theirs to see, and that device: a "sibling" or of the "other tenant"."""
+        if where == "sibling":
+            return self.limited, self.own.user("admin"), self.hidden
+        return self.own.user("admin"), self.other.user("admin"), self.theirs
 
 
 @pytest.fixture(scope="module")
 def sides(server: Server) -> Sides:
     own, other = Side(factories.make_tenant()), Side(factories.make_tenant("CANARY-tenant"))
     mine = own.device("mine", temperature=1.5, setpoint=1.0)
+    hidden = own.device("HIDDEN-device", temperature=434343.0137, setpoint=434343.0137)
     theirs = other.device("CANARY-device", temperature=424242.0137, setpoint=424242.0137)
-    own.change(mine, "setpoint", writable=True)
-    other.change(theirs, "setpoint", writable=True)
-    return Sides(own, other, mine, theirs)
+    for side, device in ((own, mine), (own, hidden), (other, theirs)):
+        side.change(device, "setpoint", writable=True)
+        side.change(device, "temperature", unit="°C", min=-1.0, max=1e6)
+        # More than a page of history.
+        past = clock.now_ms() - 3_000_000
+        factories.store(
+            device.uid, *((past + number, {"temperature": float(number)}) for number in range(LARGEST_PAGE + 1))
+        )
+    return Sides(own, other, mine, hidden, theirs, own.limited("engineer", mine))
 
 
 async def _objects(client: Client, device: factories.DeviceRow) -> Objects:
@@ -88,21 +105,44 @@ def _id(text: str) -> ua.NodeId:
     return ua.NodeId(text, 2)
 
 
+def _nodes(it: Objects) -> list[ua.NodeId]:
+    """Every kind of node that a device has."""
+    parts = "", "#Status", "#SetStatus", "#SetStatus#InputArguments", "#SetStatus#OutputArguments"
+    texts = [f"{it.device}{part}" for part in parts]
+    return [_id(text) for text in [*texts, it.signal, f"{it.signal}#EURange", f"{it.signal}#EngineeringUnits"]]
+
+
 async def _read(client: Client, it: Objects) -> list[Any]:
-    params = ua.ReadParameters(NodesToRead=[])
-    for text in (it.device, it.signal, f"{it.device}#Status", f"{it.signal}#EURange"):
-        params.NodesToRead += [
-            ua.ReadValueId(_id(text), attribute) for attribute in (1, 2, 3, 4, 12, 13, 14, 17, 18, 21)
-        ]
-    return [each.StatusCode.value for each in await client.uaclient.read(params)]
+    """Every attribute of every node."""
+    wanted = [ua.ReadValueId(each, attribute) for each in _nodes(it) for attribute in ua.AttributeIds]
+    return [
+        (each.StatusCode.value, each.Value, each.SourceTimestamp)
+        for each in await client.uaclient.read(ua.ReadParameters(NodesToRead=wanted))
+    ]
+
+
+def _wanted(node_id: ua.NodeId) -> ua.BrowseDescription:
+    return ua.BrowseDescription(NodeId=node_id, BrowseDirection=ua.BrowseDirection.Both, IncludeSubtypes=True)
 
 
 async def _browse(client: Client, it: Objects) -> list[Any]:
-    params = ua.BrowseParameters(NodesToBrowse=[])
-    for text in (it.device, it.signal, f"{it.device}#SetStatus"):
-        wanted = ua.BrowseDescription(NodeId=_id(text), BrowseDirection=ua.BrowseDirection.Both, IncludeSubtypes=True)
-        params.NodesToBrowse.append(wanted)
+    params = ua.BrowseParameters(NodesToBrowse=[_wanted(each) for each in _nodes(it)])
     return [(each.StatusCode.value, bool(each.References)) for each in await client.uaclient.browse(params)]
+
+
+async def _page(client: Client, it: Objects) -> bytes:
+    """The continuation point behind a first page of one reference, empty when there is none."""
+    params = ua.BrowseParameters(RequestedMaxReferencesPerNode=1, NodesToBrowse=[_wanted(_id(it.device))])
+    return bytes((await client.uaclient.browse(params))[0].ContinuationPoint or b"")
+
+
+async def _browse_next(client: Client, it: Objects) -> list[Any]:
+    return await _next(client, await _page(client, it))
+
+
+async def _next(client: Client, point: bytes) -> list[Any]:
+    found = await client.uaclient.browse_next(ua.BrowseNextParameters(False, [point]))
+    return [(each.StatusCode.value, len(each.References)) for each in found]
 
 
 async def _translate(client: Client, it: Objects) -> list[Any]:
@@ -127,27 +167,32 @@ async def _call(client: Client, it: Objects) -> list[Any]:
 
 
 async def _history(client: Client, it: Objects) -> list[Any]:
+    found = await _past(client, it.signal)
+    return [
+        (each.StatusCode.value, isinstance(each.HistoryData, ua.HistoryData), bool(each.ContinuationPoint))
+        for each in found
+    ]
+
+
+async def _past(client: Client, text: str, point: bytes | None = None) -> list[Any]:
+    """The last hour of a signal, or what is behind a continuation point."""
     now = datetime.now(UTC)
-    details = ua.ReadRawModifiedDetails(False, now - timedelta(hours=1), now + timedelta(hours=1), 10, False)
-    params = ua.HistoryReadParameters(
-        details, ua.TimestampsToReturn.Both, False, [ua.HistoryReadValueId(_id(it.signal))]
-    )
-    return [each.StatusCode.value for each in await client.uaclient.history_read(params)]
+    details = ua.ReadRawModifiedDetails(False, now - timedelta(hours=1), now + timedelta(hours=1), 0, False)
+    wanted = [ua.HistoryReadValueId(_id(text), ContinuationPoint=point)]
+    params = ua.HistoryReadParameters(details, ua.TimestampsToReturn.Both, False, wanted)
+    return list(await client.uaclient.history_read(params))
 
 
 async def _watch(client: Client, it: Objects) -> list[Any]:
-    """The node in a subscription of the caller's own."""
+    """Every attribute of every node in a subscription of the caller's own."""
     own = await client.create_subscription(1000, Heard())
-    return [await _create(client, own.subscription_id, it.signal)]
-
-
-async def _create(client: Client, subscription: int, text: str) -> Any:
-    wanted = ua.MonitoredItemCreateRequest(
-        ua.ReadValueId(_id(text), ua.AttributeIds.Value), ua.MonitoringMode.Reporting
-    )
-    wanted.RequestedParameters.QueueSize = 1
-    params = ua.CreateMonitoredItemsParameters(subscription, ua.TimestampsToReturn.Both, [wanted])
-    return (await client.uaclient.create_monitored_items(params))[0].StatusCode.value
+    wanted = [
+        ua.MonitoredItemCreateRequest(ua.ReadValueId(each, attribute), ua.MonitoringMode.Reporting)
+        for each in _nodes(it)
+        for attribute in ua.AttributeIds
+    ]
+    params = ua.CreateMonitoredItemsParameters(own.subscription_id, ua.TimestampsToReturn.Both, wanted)
+    return [each.StatusCode.value for each in await client.uaclient.create_monitored_items(params)]
 
 
 async def _create_in(client: Client, it: Objects) -> list[Any]:
@@ -218,6 +263,7 @@ Act = Callable[[Client, Objects], Awaitable[list[Any]]]
 ACTS: dict[str, Act] = {
     "read": _read,
     "browse": _browse,
+    "browse_next": _browse_next,
     "translate_browsepaths_to_nodeids": _translate,
     "write": _write,
     "call": _call,
@@ -236,7 +282,7 @@ ACTS: dict[str, Act] = {
 }
 # They act on nothing of a tenant; what they do is in the tests below.
 WITHOUT_OBJECT = {
-    "create_session", "close_session", "browse_next", "register_nodes", "unregister_nodes", "create_subscription",
+    "create_session", "close_session", "register_nodes", "unregister_nodes", "create_subscription",
 }  # fmt: skip
 
 
@@ -252,15 +298,14 @@ async def _outcome(act: Act, client: Client, it: Objects) -> Any:
         return type(error).__name__
 
 
-def test_another_tenants_things_answer_like_none_at_all(server: Server, sides: Sides) -> None:
-    """Per service: own things work, and for those of the other tenant the answer is the same as for invented ones."""
+@pytest.mark.parametrize("where", ["sibling", "other tenant"])
+def test_what_is_not_ones_own_answers_like_nothing_at_all(server: Server, sides: Sides, where: str) -> None:
+    """Per service: own things work, and for those that are not the answer is the same as for invented ones."""
+    visitor, owner, device = sides.seat(where)
 
     async def walk() -> None:
-        async with (
-            server.connected(sides.own.user("admin")) as client,
-            server.connected(sides.other.user("admin")) as neighbour,
-        ):
-            foreign = await _objects(neighbour, sides.theirs)
+        async with server.connected(visitor) as client, server.connected(owner) as neighbour:
+            foreign = await _objects(neighbour, device)
             invented = Objects(new_uid(), f"{new_uid()}/temperature", 999_999, 999_999)
             own = await _objects(client, sides.mine)
             for name, act in ACTS.items():
@@ -273,18 +318,71 @@ def test_another_tenants_things_answer_like_none_at_all(server: Server, sides: S
             assert await _outcome(_delete, neighbour, foreign) == [Codes.Good]
 
     run(walk())
-    status = factories.rows("SELECT status FROM iiot.device WHERE uid = %s", sides.theirs.uid)
-    assert status != [("offline",)]
-    assert factories.rows("SELECT count(*) FROM iiot.command WHERE device_id = %s", sides.theirs.device_id) == [(0,)]
+    assert factories.rows("SELECT status FROM iiot.device WHERE uid = %s", device.uid) != [("offline",)]
+    assert factories.rows("SELECT count(*) FROM iiot.command WHERE device_id = %s", device.device_id) == [(0,)]
 
 
-def test_nothing_that_is_found_by_browsing_is_another_tenants(server: Server, sides: Sides) -> None:
-    """From the root through every reference, each node's text attributes: no word of the other tenant."""
+@pytest.mark.parametrize("where", ["sibling", "other tenant", "other session"])
+def test_pages_of_another_session_are_of_no_use(server: Server, sides: Sides, where: str) -> None:
+    """Continuation points are a session's own: also those of the same person in another session, who sees the same devices."""
+    visitor, owner, device = sides.seat(where)
+    text = f"{device.uid}/temperature"
+    used = {text: Codes.BadNodeIdUnknown, f"{sides.mine.uid}/temperature": Codes.BadContinuationPointInvalid}
+    if where == "other session":
+        visitor = owner
+        used = dict.fromkeys((text, f"{device.uid}/setpoint"), Codes.BadContinuationPointInvalid)
+
+    async def walk() -> None:
+        async with server.connected(visitor) as client, server.connected(owner) as neighbour:
+            point = await _page(neighbour, Objects(device.uid, text, 0, 0))
+            past = (await _past(neighbour, text))[0].ContinuationPoint
+            assert point
+            assert past
+            assert await _next(client, point) == [(Codes.BadContinuationPointInvalid, 0)]
+            for signal, code in used.items():
+                result = (await _past(client, signal, past))[0]
+                assert result.StatusCode.value == code
+                assert not isinstance(result.HistoryData, ua.HistoryData)
+            # They were not used up by that.
+            assert (await _past(neighbour, text, past))[0].StatusCode.is_good()
+            assert await _next(neighbour, point) == [(Codes.Good, 1)]
+
+    run(walk())
+
+
+@pytest.mark.parametrize("where", ["sibling", "other tenant"])
+def test_registering_opens_nothing(server: Server, sides: Sides, where: str) -> None:
+    visitor, _, device = sides.seat(where)
+
+    async def walk() -> None:
+        async with server.connected(visitor) as client:
+            answers = []
+            for it in (
+                Objects(device.uid, f"{device.uid}/temperature", 0, 0),
+                Objects(new_uid(), f"{new_uid()}/temperature", 0, 0),
+                Objects(sides.mine.uid, f"{sides.mine.uid}/temperature", 0, 0),
+            ):
+                nodes = _nodes(it)
+                registered = await client.uaclient.register_nodes(nodes)
+                answers.append((registered == nodes, await _read(client, it)))
+                await client.uaclient.unregister_nodes(registered)
+            foreign, invented, own = answers
+            assert foreign == invented
+            assert {code for code, _, _ in foreign[1]} == {Codes.BadNodeIdUnknown}
+            assert own != invented
+
+    run(walk())
+
+
+@pytest.mark.parametrize("where", ["sibling", "other tenant"])
+def test_nothing_that_is_found_by_browsing_is_not_ones_own(server: Server, sides: Sides, where: str) -> None:
+    """From the root through every reference, each node's text attributes: no word of what is not for the one who looks."""
+    visitor, _, device = sides.seat(where)
 
     async def walk() -> set[str]:
         seen: set[ua.NodeId] = set()
         said = set()
-        async with server.connected(sides.own.user("viewer")) as client:
+        async with server.connected(visitor) as client:
             waiting = [client.nodes.objects.nodeid]
             while waiting:
                 params = ua.BrowseParameters(NodesToBrowse=[])
@@ -311,7 +409,7 @@ def test_nothing_that_is_found_by_browsing_is_another_tenants(server: Server, si
 
     said = " ".join(run(walk()))
     assert sides.mine.uid in said
-    for word in ("CANARY", "424242.0137", sides.theirs.uid, sides.other.tenant.uid):
+    for word in (device.name.partition("-")[0], "CANARY", "424242.0137", device.uid, sides.other.tenant.uid):
         assert word not in said
 
 

@@ -5,6 +5,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
@@ -17,11 +18,12 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from iiot.config import Settings
-from protocols import opcua, opcua_certificates, opcua_history, opcua_values
+from protocols import opcua, opcua_certificates, opcua_history, opcua_server, opcua_values
 from protocols.base import AdapterError
 from protocols.served import Signal
 from tests import factories, services
 from tests.integration.opcua_clients import Heard, Server, Side, node, pair, run, secure, serving
+from tests.services import eventually
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +158,8 @@ def test_items_subscriptions_and_pages_are_limited(server: Server, side: Side) -
 
 
 def test_a_chunk_that_is_too_long_ends_the_connection(server: Server) -> None:
-    host, port = server.url.removeprefix("opc.tcp://").removesuffix("/iiot").split(":")
-    hello = struct.pack("<IIIII", 0, 65_535, 65_535, 0, 0) + struct.pack("<i", len(server.url)) + server.url.encode()
-    with socket.create_connection((host, int(port)), 20) as stranger:
-        stranger.sendall(b"HELF" + struct.pack("<I", len(hello) + 8) + hello)
-        assert stranger.recv(64)[:4] == b"ACKF"
+    with _opened(server) as stranger:
+        assert _greets(server, stranger)
         # A message of two gigabytes is announced.
         stranger.sendall(b"MSGF" + struct.pack("<I", 2**31 - 1))
         assert not _swallows(stranger, 2_000 * 65_536)
@@ -177,14 +176,48 @@ def _swallows(connection: socket.socket, size: int) -> bool:
 
 
 def test_connections_are_limited_and_idle_ones_end(server: Server, side: Side) -> None:
+    """Of eight places one has a session: it stays. Whoever comes when all are taken is sent away at once, not when it has idled."""
+    _trust(server)
+    email = side.user("viewer")
+
+    def crowd() -> None:
+        began = time.monotonic()
+        idle = [_opened(server) for _ in range(7)]
+        beyond: list[socket.socket] = []
+        try:
+            assert all(_greets(server, each) for each in idle)
+            beyond += [_opened(server) for _ in range(4)]
+            assert all(_is_closed(each, 5.0) for each in beyond)
+            # Those before them are still served, long before anybody has idled too long.
+            assert all(_greets(server, each) for each in idle)
+            assert time.monotonic() - began < opcua_server.PENDING_SECONDS / 2
+            assert all(_is_closed(each, 30.0) for each in idle)
+            assert time.monotonic() - began >= opcua_server.PENDING_SECONDS / 2
+        finally:
+            for each in idle + beyond:
+                each.close()
+
+    async def look() -> None:
+        async with server.connected(email) as client:
+            refused = server.metric("iiot_opcua_refused_total", reason="sessions")
+            await asyncio.to_thread(crowd)
+            assert await client.nodes.objects.get_child(["2:Devices"])
+            assert server.metric("iiot_opcua_refused_total", reason="sessions") == refused + 4
+
+    eventually(lambda: server.metric("iiot_opcua_connections") == 0)
+    run(look())
+
+
+def _opened(server: Server) -> socket.socket:
     host, port = server.url.removeprefix("opc.tcp://").removesuffix("/iiot").split(":")
-    opened = [socket.create_connection((host, int(port)), 20) for _ in range(12)]
-    try:
-        ended = [each for each in opened if _is_closed(each, 30.0)]
-        assert len(ended) == 12
-    finally:
-        for each in opened:
-            each.close()
+    return socket.create_connection((host, int(port)), 20)
+
+
+def _greets(server: Server, connection: socket.socket) -> bool:
+    """Whether a Hello is answered."""
+    hello = struct.pack("<IIIII", 0, 65_535, 65_535, 0, 0) + struct.pack("<i", len(server.url)) + server.url.encode()
+    connection.sendall(b"HELF" + struct.pack("<I", len(hello) + 8) + hello)
+    return connection.recv(64)[:4] == b"ACKF"
 
 
 def _is_closed(connection: socket.socket, seconds: float) -> bool:

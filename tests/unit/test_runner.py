@@ -284,9 +284,9 @@ def test_a_lost_connection_is_made_again(runner: Runner) -> None:
     assert not thread.is_alive()
 
 
-def test_pauses_double_up_to_a_minute_with_jitter() -> None:
+def test_pauses_grow_by_half_up_to_a_minute_with_jitter() -> None:
     for failures in range(1, 40):
-        whole = min(60.0, 0.1 * 2 ** (failures - 1))
+        whole = min(60.0, 0.1 * 1.5 ** (failures - 1))
         assert whole / 2 <= pause_after(failures) <= whole
     assert len({pause_after(5) for _ in range(10)}) > 1
 
