@@ -183,3 +183,19 @@ def failing_commits(action: str = "RAISE EXCEPTION 'the disk is full'") -> Itera
         yield
     finally:
         rows("DROP TRIGGER fail ON iiot.telemetry")
+
+
+def make_crowd(tenant: TenantRow, devices: int, signals: int) -> None:
+    """Many devices, `device 1` and on, with the signals `signal_1` and on, which have no readings; made at once, without tokens."""
+    rows(
+        "INSERT INTO iiot.device (tenant_id, uid, name) SELECT %s, translate(substr(md5(n::text) || md5((-n)::text), 1, 26), "
+        "'0189', 'abcd'), 'device ' || n FROM generate_series(1, %s) AS n",
+        tenant.tenant_id,
+        devices,
+    )
+    rows(
+        "INSERT INTO iiot.signal (tenant_id, device_id, key, type) SELECT tenant_id, id, 'signal_' || n, 'number' "
+        "FROM iiot.device, generate_series(1, %s) AS n WHERE tenant_id = %s",
+        signals,
+        tenant.tenant_id,
+    )

@@ -22,16 +22,7 @@ from tests.services import eventually
 def crowd(module_settings: Settings) -> Side:
     """A tenant with 2,000 devices of ten signals, there before the server starts."""
     side = Side(factories.make_tenant(devices=5_000))
-    factories.rows(
-        "INSERT INTO iiot.device (tenant_id, uid, name) SELECT %s, translate(substr(md5(n::text) || md5((-n)::text), 1, 26), "
-        "'0189', 'abcd'), 'device ' || n FROM generate_series(1, 2000) AS n",
-        side.tenant.tenant_id,
-    )
-    factories.rows(
-        "INSERT INTO iiot.signal (tenant_id, device_id, key, type) SELECT tenant_id, id, 'signal_' || n, 'number' "
-        "FROM iiot.device, generate_series(1, 10) AS n WHERE tenant_id = %s",
-        side.tenant.tenant_id,
-    )
+    factories.make_crowd(side.tenant, 2_000, 10)
     return side
 
 
