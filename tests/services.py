@@ -74,9 +74,14 @@ def foreign(client: str) -> Path:
     return folder
 
 
+# Measuring the coverage of a child costs it half of its speed: not where it has to take a load.
+measures_children = True
+
+
 def measured() -> dict[str, str]:
     """Variables that let a child measure its coverage, too, when this process does. Its figures are written when it ends by itself."""
-    return {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")} if coverage.Coverage.current() else {}
+    is_asked = measures_children and coverage.Coverage.current() is not None
+    return {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")} if is_asked else {}
 
 
 def environment(settings: Settings) -> dict[str, str]:
