@@ -60,7 +60,7 @@ def test_a_revoked_device_is_mute_within_a_second(
         # Enough for both workers to have one.
         connections = [
             exits.enter_context(closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)))
-            for _ in range(8)
+            for _ in range(4)
         ]
         assert {_send(each, device) for each in connections} == {200}
         revoke(device)
