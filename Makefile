@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 
 PY := .venv/bin/python
-# Two test processes; with three on two cores tests/faults/test_whole_stack.py failed in one run of two. tests/conftest.py puts the long files first and keeps together what shares servers.
+# Two test processes for two cores: what a test waits for is often work of a server beside it. tests/conftest.py puts the long files first and keeps together what shares servers.
 WORKERS := -n 2 --dist loadscope --no-loadscope-reorder
 # Dozens of processes start per run: with compiled modules each needs a second less.
 unexport PYTHONDONTWRITEBYTECODE
@@ -54,6 +54,8 @@ docs: setup ## Write docs/reference anew from the code.
 
 lock: setup ## Resolve requirements.in into requirements.txt with hashes.
 	@$(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 -q requirements.in -o requirements.txt
+	@for folder in asyncua_tools aiocoap_client; do \
+	  $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 -q tests/foreign/$$folder/requirements.in -o tests/foreign/$$folder/requirements.txt || exit; done
 
 format: setup ## Format the Python code and mend what ruff can mend.
 	@$(PY) -m ruff check --fix -q .

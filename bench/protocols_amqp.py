@@ -103,6 +103,7 @@ def servers() -> Iterator[Bench]:
         adapter = AdapterProcess(settings, "amqp")
         adapter.start()
         adapter.stop()
+        # A millisecond each, so the last of some hundred thousand are still in the past; older than ten minutes they would be late data, whose lane is slower.
         yield Bench(settings, postgres, rabbit, uids, int(time.time() * 1000) - 480_000)
 
 

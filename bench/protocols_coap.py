@@ -20,6 +20,7 @@ from typing import Any
 
 from bench import report
 from bench.servers import Servers, eventually, servers
+from iiot.embedded.ports import free_port
 from tests.services import ROOT
 
 CLIENTS = 64
@@ -27,13 +28,6 @@ WINDOW = 4
 GOAL = 0.8
 PAYLOAD = '{"temperature": 21.5}'
 POST, PUT = 2, 3
-
-
-def free_port() -> int:
-    """A UDP port that nobody has."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def load(stack: Servers, port: int, requests: list[Any], seconds: float) -> float:
@@ -91,7 +85,7 @@ def make_devices(stack: Servers) -> list[Any]:
 def running(stack: Servers) -> Iterator[dict[str, tuple[int, list[Any]]]]:
     """The three servers: name → port and what to ask."""
     own = make_devices(stack)
-    ports = [free_port() for _ in range(3)]
+    ports = [free_port(kind=socket.SOCK_DGRAM) for _ in range(3)]
     plan = {"adapter": (ports[0], own), "bare": (ports[1], own)}
     with contextlib.ExitStack() as exits:
         variables = {"IIOT_COAP_BIND": f"127.0.0.1:{ports[0]}", "IIOT_DEVICE_RATE": "100000"}

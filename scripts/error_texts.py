@@ -41,7 +41,7 @@ MORE_PROBLEMS = {
     "not-replayable": "The refused message holds no measurements of its device alone: its device can send it again, people cannot.",
     "payload-cut": "Of the refused message only the beginning was kept; it can be sent again with another payload alone.",
     "idempotency-key-reused": "The idempotency key of a command was used for another command of the device.",
-    "busy": "A resume is under way on this connection; wait for its answer.",
+    "busy": "A resume is under way on this connection; try again in a moment.",
     "email-taken": "The e-mail address belongs to an account already.",
     "external-id-taken": "Another device of the tenant has this `external_id`.",
     "range-too-large": "The query would return or read too much; `detail` says what to ask instead.",

@@ -86,29 +86,20 @@ def index_environment() -> dict[str, str]:
     return environment
 
 
+def install(python: str | Path, lock: Path, *options: str) -> None:
+    """Everything in a lock file, by its hashes, for that Python."""
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    asked = ["--python", str(python), "--require-hashes", *options, *quiet, "-r", str(lock)]
+    run([sys.executable, "-m", "uv", "pip", "install", *asked], index_environment())
+
+
 def python_packages() -> None:
-    """Everything in requirements.txt, by its hashes."""
+    """What the portal, its tests and its checks need."""
     lock = ROOT / "requirements.txt"
     with stamped(VENV / ".requirements", digest(lock), "Installing Python packages") as needed:
         if needed:
             try:
-                run(
-                    [
-                        sys.executable,
-                        "-m",
-                        "uv",
-                        "pip",
-                        "install",
-                        "--python",
-                        sys.executable,
-                        "--require-hashes",
-                        "--compile-bytecode",
-                        *([] if sys.stdout.isatty() else ["--quiet"]),
-                        "-r",
-                        str(lock),
-                    ],
-                    index_environment(),
-                )
+                install(sys.executable, lock, "--compile-bytecode")
             except SetupError as error:
                 raise SetupError(
                     f"{error} The first start needs the Internet, or a package index that pip is configured for."
@@ -138,7 +129,7 @@ def front_end() -> None:
 
 
 def foreign_clients() -> None:
-    """Clients from npm that the tests use, each in an environment of its own."""
+    """Clients from npm and PyPI that the tests use, each in an environment of its own."""
     for lock in sorted((ROOT / "tests" / "foreign").glob("*/package-lock.json")):
         modules = lock.parent / "node_modules"
         with stamped(modules / ".setup", digest(lock), f"Installing {lock.parent.relative_to(ROOT)}") as needed:
@@ -146,6 +137,12 @@ def foreign_clients() -> None:
                 options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
                 run([*npm_command(), "ci", "--prefix", str(lock.parent), *options])
                 modules.mkdir(exist_ok=True)
+    for lock in sorted((ROOT / "tests" / "foreign").glob("*/requirements.txt")):
+        venv = lock.parent / ".venv"
+        with stamped(venv / ".requirements", digest(lock), f"Installing {lock.parent.relative_to(ROOT)}") as needed:
+            if needed:
+                run([sys.executable, "-m", "uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(venv)])
+                install(venv / "bin" / "python", lock)
 
 
 def root_prefix() -> list[str] | None:

@@ -67,11 +67,17 @@ def node() -> str:
 
 
 def foreign(client: str) -> Path:
-    """The folder of a client from npm, below tests/foreign; `make setup-tests` installs what it needs there."""
+    """The folder of a client from npm or PyPI, below tests/foreign; `make setup-tests` installs what it needs there."""
     folder = ROOT / "tests" / "foreign" / client
-    if not (folder / "node_modules").is_dir():
+    if not (folder / "node_modules").is_dir() and not (folder / ".venv").is_dir():
         missing(f"the packages of tests/foreign/{client} (make setup-tests)")
     return folder
+
+
+def foreign_program(client: str, name: str) -> list[str]:
+    """How to run a program of a client from PyPI, in its own environment."""
+    programs = foreign(client) / ".venv" / "bin"
+    return [str(programs / "python"), str(programs / name)]
 
 
 # Measuring the coverage of a child costs it half of its speed: not where it has to take a load.

@@ -1,7 +1,10 @@
 """Which ports the embedded services listen on."""
 
+import errno
+import os
 import secrets
 import socket
+from collections import deque
 from collections.abc import Collection
 
 
@@ -22,13 +25,31 @@ def is_free(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) 
 # and the start of the server.
 LOWEST, HIGHEST = 15_000, 32_767
 TRIES = 50
+# Between the choice of a port and the start of its server nobody else may choose it, neither this process nor another: each choice is held as a
+# name in the abstract namespace of Unix sockets, which belongs to the machine as ports do (unix(7)). So many are held, the oldest are let go.
+HELD = 64
+_held: deque[int] = deque()
+
+
+def _hold(port: int) -> bool:
+    """Whether the port is this caller's now; False when it was chosen a moment ago, here or by another process."""
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        holder.bind(f"\0iiot-port-{port}")
+    except OSError as error:
+        holder.close()
+        return error.errno != errno.EADDRINUSE
+    _held.append(holder.detach())
+    if len(_held) > HELD:
+        os.close(_held.popleft())
+    return True
 
 
 def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port that nobody holds at this moment, TCP unless `kind` is SOCK_DGRAM."""
+    """A port that nobody listens on and nobody chose a moment ago; TCP unless `kind` is SOCK_DGRAM."""
     for _ in range(TRIES):
         port = LOWEST + secrets.randbelow(HIGHEST - LOWEST + 1)
-        if is_free(host, port, kind):
+        if is_free(host, port, kind) and _hold(port):
             return port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, kind) as probe:

@@ -44,7 +44,7 @@ def resume(hub: Hub, client: Client, data: Any) -> str:
     except ValueError:
         raise Problem(400, "invalid", 'Send {"cursor": "<the newest cursor you have seen>"}.') from None
     if client.replaying:
-        raise Problem(409, "busy", "A resume is under way. Wait for its answer.")
+        raise Problem(409, "busy", "A resume is under way on this connection. Try again in a moment.")
     client.replaying = True
     client.held = client.held or []
     done = False

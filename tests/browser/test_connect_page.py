@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import PASSWORD, Account
-from tests.services import Stack, eventually, foreign, missing, node
+from tests.services import Stack, eventually, foreign, foreign_program, missing, node
 
 PROGRAMS = {"MQTT": "mosquitto_pub", "HTTP": "curl", "CoAP": "coap-client-notls", "AMQP": "amqp-publish"}
 PACKAGES = {"MQTT": "mosquitto-clients", "HTTP": "curl", "CoAP": "libcoap3-bin", "AMQP": "amqp-tools"}
@@ -34,12 +34,19 @@ def shown(page: Page, title: str, label: str) -> str:
     return card(page, title).get_by_label(label, exact=True).locator("code").inner_text()
 
 
-def test_the_commands_work_as_they_are_shown_and_turn_their_protocol_green(page: Page, account: Account) -> None:
+def added(page: Page, name: str) -> str:
+    """Add a device by hand; its uid. The address of its Connect page follows the page itself by a moment."""
     page.goto("/devices")
     page.get_by_role("button", name="Add device").first.click()
-    page.get_by_label("Name").fill("Pasted")
+    page.get_by_label("Name").fill(name)
     page.get_by_role("dialog").get_by_role("button", name="Add device").click()
     expect(page.get_by_text("Waiting for the first message")).to_be_visible()
+    page.wait_for_url("**/devices/*/connect")
+    return page.url.split("/")[-2]
+
+
+def test_the_commands_work_as_they_are_shown_and_turn_their_protocol_green(page: Page, account: Account) -> None:
+    uid = added(page, "Pasted")
     page.locator("iiot-live[data-state=live]").wait_for(state="attached")
     for title, program in PROGRAMS.items():
         if title == "AMQP" and card(page, title).locator("pre").count() == 0:
@@ -53,21 +60,14 @@ def test_the_commands_work_as_they_are_shown_and_turn_their_protocol_green(page:
         expect(arrived).to_have_text(re.compile(r"Received \d\d:\d\d:\d\d"))
         expect(page.locator("[data-detail]")).to_contain_text(f"over {title} at")
     expect(page.get_by_text("Connected", exact=True)).to_be_visible()
-    uid = page.url.split("/")[-2]
     history = account.call("GET", f"/devices/{uid}/connections")["items"]
     assert (history[-1]["reason"], history[-1]["protocol"]) == ("telemetry", "mqtt")
     page.get_by_role("link", name="Connections").click()
     expect(page.locator(".feed li").last).to_contain_text("It sent readings")
 
 
-@pytest.mark.nightly
 def test_the_other_commands_work_as_they_are_shown(page: Page, account: Account, stack: Stack, tmp_path: Path) -> None:
-    page.goto("/devices")
-    page.get_by_role("button", name="Add device").first.click()
-    page.get_by_label("Name").fill("Pasted too")
-    page.get_by_role("dialog").get_by_role("button", name="Add device").click()
-    expect(page.get_by_text("Waiting for the first message")).to_be_visible()
-    uid = page.url.split("/")[-2]
+    uid = added(page, "Pasted too")
     shutil.copy(stack.data_dir / "pki" / "server-ca.crt", tmp_path)
 
     def stored() -> int:
@@ -97,7 +97,7 @@ def test_the_opc_ua_commands_work_as_they_are_shown(page: Page, account: Account
     page.goto(f"/devices/{device['id']}/connect")
     paste(shown(page, "OPC UA", "A certificate, once"), tmp_path)
     text = shown(page, "OPC UA", "OPC UA").replace("YOUR_EMAIL", account.email).replace("YOUR_PASSWORD", PASSWORD)
-    uals = f"{shlex.quote(sys.executable)} {shlex.quote(str(Path(sys.executable).parent / 'uals'))}"
+    uals = shlex.join(foreign_program("asyncua_tools", "uals"))
     assert f"ns=2;s={device['id']}/temperature" in paste(re.sub("^uals", uals, text), tmp_path)
 
 

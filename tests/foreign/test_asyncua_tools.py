@@ -1,16 +1,14 @@
 """asyncua's command-line programs against the portal's server."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from iiot.config import Settings
 from tests import factories
 from tests.integration.opcua_clients import PASSWORD, Server, Side, pair, serving
-from tests.services import eventually
+from tests.services import eventually, foreign_program
 
 pytestmark = pytest.mark.foreign("asyncua tools")
 
@@ -26,7 +24,7 @@ def _tool(server: Server, name: str, user: str, *arguments: str, password: str =
     certificate, key = pair(server.folder)
     done = subprocess.run(
         [
-            sys.executable, str(Path(sys.executable).parent / name), "-u", server.url, "--user", user, "--password", password,
+            *foreign_program("asyncua_tools", name), "-u", server.url, "--user", user, "--password", password,
             "--security", f"Basic256Sha256,SignAndEncrypt,{certificate},{key}", "--timeout", "20", *arguments,
         ],
         capture_output=True, text=True, timeout=90, check=False,

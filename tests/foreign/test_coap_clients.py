@@ -1,9 +1,9 @@
 """CoAP with clients that nobody here wrote: libcoap's program, aiocoap's program with OSCORE, the npm package coap."""
 
 import json
+import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests import factories, services
 from tests.foreign.coap_programs import program
 from tests.integration.coap_devices import Device, Server, order, serving, states
 from tests.integration.oscore_devices import issue
-from tests.services import eventually
+from tests.services import eventually, foreign_program
 
 WAIT = 30
 NPM = Path(__file__).parent / "npm_coap"
@@ -62,9 +62,9 @@ def test_libcoap_observes_its_commands_and_answers(server: Server, pump: Device,
 @pytest.mark.foreign("aiocoap-client")
 def test_aiocoaps_program_with_the_files_that_the_page_shows(server: Server, pump: Device, folder: Path) -> None:
     # Word for word what the page tells people to run.
+    program_ = shlex.join(foreign_program("aiocoap_client", "aiocoap-client"))
     example = page.examples(issue(pump), server.bind)[0]
-    program_ = Path(sys.executable).parent / "aiocoap-client"
-    text = example.text.replace("aiocoap-client --cred", f"'{sys.executable}' '{program_}' --cred")
+    text = example.text.replace("aiocoap-client --cred", f"{program_} --cred")
     done = subprocess.run(["sh", "-ec", text], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert pump.values == {21.5}
@@ -77,8 +77,16 @@ def test_aiocoaps_program_observes_under_oscore(server: Server, pump: Device, fo
     (folder / "key" / "secret.json").write_text(json.dumps(issued.settings()))
     map_ = {f"coap://{server.bind}/*": {"oscore": {"basedir": f"{folder}/key/"}}}
     (folder / "credentials.json").write_text(json.dumps(map_))
-    argv = [sys.executable, "-u", str(Path(sys.executable).parent / "aiocoap-client")]
-    argv += ["--credentials", str(folder / "credentials.json"), "--observe", server.uri("commands")]
+    python, client = foreign_program("aiocoap_client", "aiocoap-client")
+    argv = [
+        python,
+        "-u",
+        client,
+        "--credentials",
+        str(folder / "credentials.json"),
+        "--observe",
+        server.uri("commands"),
+    ]
     output = folder / "observed"
     with program(argv, output):
         eventually(lambda: "{}" in output.read_text(), WAIT)

@@ -20,10 +20,8 @@ pytestmark = pytest.mark.foreign("curl")
 @pytest.fixture(scope="module")
 def web(module_settings: Settings) -> Iterator[WebServer]:
     """The web server."""
-    server = WebServer()
-    server.start()
-    yield server
-    server.stop()
+    with WebServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

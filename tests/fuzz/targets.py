@@ -135,14 +135,20 @@ def _mqtt(five: bool) -> Callable[[bytes], None]:
     return target
 
 
+def _request(data: bytes) -> Any:
+    """The datagram's message; None for what the adapter drops, see `coap_wire`."""
+    if not data or data[0] & 0x0F > coap_wire.LONGEST_TOKEN or coap_wire.are_odd(data):
+        return None
+    try:
+        return Message.decode(data)
+    except (UnparsableMessage, ValueError, IndexError):
+        return None
+
+
 def coap(data: bytes) -> None:
     """A datagram: what is not dropped and can be read has a size, few options, and can be answered in blocks."""
-    if not data or data[0] & 0x0F > coap_wire.LONGEST_TOKEN or coap_wire.are_odd(data):
-        return
-    try:
-        request: Any = Message.decode(data)
-    except (UnparsableMessage, ValueError, IndexError):
-        # What the adapter drops, see `coap_wire`.
+    request = _request(data)
+    if request is None:
         return
     assert len(list(request.opt.option_list())) <= coap_wire.MOST_OPTIONS
     assert coap_wire.size_of(request, request.token) > 0
@@ -196,13 +202,8 @@ def _oscore(algorithm: Any, is_open: bool) -> Callable[[bytes], None]:
     """A datagram under OSCORE, for a context whose replay window is open or not: a request inside, or one of the answers of RFC 8613."""
 
     def target(data: bytes) -> None:
-        if not data or data[0] & 0x0F > coap_wire.LONGEST_TOKEN or coap_wire.are_odd(data):
-            return
-        try:
-            request: Any = Message.decode(data)
-        except (UnparsableMessage, ValueError, IndexError):
-            return
-        if request.opt.oscore is None or not request.code.is_request():
+        request = _request(data)
+        if request is None or request.opt.oscore is None or not request.code.is_request():
             return
         request.direction = Direction.INCOMING
         context = coap_oscore.Context(KEY)

@@ -20,10 +20,8 @@ from tests.services import eventually
 @pytest.fixture(scope="module")
 def server(module_settings: Settings) -> Iterator[WebServer]:
     """The web server."""
-    running = WebServer()
-    running.start()
-    yield running
-    running.stop()
+    with WebServer() as running:
+        yield running
 
 
 def _send(connection: http.client.HTTPConnection, device: Device) -> int:

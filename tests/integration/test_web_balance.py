@@ -16,10 +16,8 @@ from tests.services import eventually
 @pytest.fixture(scope="module")
 def server(module_settings: Settings) -> Iterator[WebServer]:
     """Gunicorn with two workers."""
-    running = WebServer()
-    running.start()
-    yield running
-    running.stop()
+    with WebServer() as running:
+        yield running
 
 
 def workers(server: WebServer) -> list[psutil.Process]:

@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,20 @@ def test_a_taken_default_port_is_replaced_and_a_chosen_one_is_not() -> None:
     free = ports.free_port()
     assert ports.choose("127.0.0.1", free) == free
     assert ports.choose("127.0.0.1", free, {free}) != free
+
+
+def test_no_port_is_chosen_twice_before_its_server_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "LOWEST", 31_900)
+    monkeypatch.setattr(ports, "HIGHEST", 31_999)
+    mine = [ports.free_port() for _ in range(30)]
+    code = "from iiot.embedded import ports; ports.LOWEST, ports.HIGHEST = 31_900, 31_999\n"
+    code += "print(*(ports.free_port() for _ in range(30)))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    chosen = mine + [int(port) for port in other.stdout.split()]
+    assert len(set(chosen)) == 60
+    for _ in range(2 * ports.HELD):
+        ports.free_port()
+    assert len(ports._held) == ports.HELD
 
 
 def test_a_port_that_was_asked_for_and_is_taken_stops_the_start(tmp_path: Path) -> None:
