@@ -252,6 +252,9 @@ class ValkeyServer(Server):
 class MosquittoServer(Server):
     """A Mosquitto with dynamic security that knows the two service users, and devices as they are provisioned."""
 
+    # The newest version of MQTT that it speaks.
+    newest = 5
+
     def __init__(self, folder: Path) -> None:
         if mqtt.find_mosquitto() is None:
             missing("mosquitto with its dynamic-security plugin (apt-get install mosquitto)")

@@ -1,8 +1,8 @@
 """`python -m iiot.embedded.amqtt_broker`: the MQTT broker where Mosquitto cannot be installed, for trials and small sites.
 
 amqtt 0.12.1 looks up and even takes over sessions before it has authenticated, sends last wills without asking whether
-their topic is allowed, loses messages when somebody subscribes while it distributes, and sends whoever connects the
-retained messages of everybody's subscriptions. All four are mended here; the version is pinned, and
+their topic is allowed, loses messages when somebody subscribes while it distributes, sends whoever connects the
+retained messages of everybody's subscriptions, and goes on with a clean session. All five are mended here; the version is pinned, and
 tests/integration/test_amqtt_broker.py and test_mqtt_matrix.py show each.
 """
 
@@ -198,7 +198,14 @@ class Subscriptions(dict[str, list[Any]]):
 
 
 class Fenced(Broker):  # type: ignore[misc]
-    """amqtt's broker, which sends retained messages to those alone who have subscribed to them."""
+    """amqtt's broker, which sends retained messages to those alone who have subscribed to them, and forgets a clean session at its end."""
+
+    async def _handle_disconnect(self, client_session: Session, handler: Any, disconnect_waiter: Any) -> None:
+        """MQTT 3.1.1, 3.1.2.4: a clean session's state must not be used again; a later session that lasts would be this one, which queues nothing."""
+        await super()._handle_disconnect(client_session, handler, disconnect_waiter)
+        name = client_session.client_id
+        if client_session.clean_session and self._sessions.get(name, (None,))[0] is client_session:
+            await self._delete_session(name)
 
     async def _publish_retained_messages_for_subscription(self, subscription: Any, session: Session) -> None:
         if any(subscriber is session for subscriber, _ in self._subscriptions.get(subscription[0], ())):

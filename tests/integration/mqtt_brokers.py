@@ -29,6 +29,7 @@ class AmqttServer(services.Server):
     """amqtt as `up` starts it; it reads its devices from the database of the settings."""
 
     host = "127.0.0.1"
+    newest = 4
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -51,18 +52,21 @@ class AmqttServer(services.Server):
         return self.ports["mqtt_bind"]
 
 
+Broker = MosquittoServer | AmqttServer
+
+
 @dataclass
 class UnderTest:
     """A running broker, and what may be asked of it."""
 
     kind: str
-    server: MosquittoServer | AmqttServer
+    server: Broker
     settings: Settings
 
     @property
     def versions(self) -> tuple[MQTTProtocolVersion, ...]:
         """The versions of MQTT that it speaks."""
-        return (V311, V5) if self.kind == "mosquitto" else (V311,)
+        return (V311, V5) if self.server.newest == 5 else (V311,)
 
     @property
     def ca(self) -> str:

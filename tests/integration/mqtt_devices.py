@@ -16,7 +16,8 @@ from iiot import tenancy
 from iiot.config import Settings
 from iiot.services import devices
 from tests import factories, services
-from tests.services import MosquittoServer, eventually
+from tests.integration.mqtt_brokers import Broker
+from tests.services import eventually
 
 
 class Device:
@@ -54,12 +55,14 @@ class Device:
 class Connected:
     """A connection with everything that happened to it."""
 
-    def __init__(self, broker: MosquittoServer, username: str, password: str, client_id: str, version: int = 5) -> None:
+    def __init__(
+        self, broker: Broker, username: str, password: str, client_id: str, version: int | None = None
+    ) -> None:
         self.codes: list[str] = []
         self.granted: list[bool] = []
         self.gone = False
         self.messages: list[tuple[str, Any]] = []
-        protocol = MQTTProtocolVersion.MQTTv5 if version == 5 else MQTTProtocolVersion.MQTTv311
+        protocol = MQTTProtocolVersion.MQTTv5 if (version or broker.newest) == 5 else MQTTProtocolVersion.MQTTv311
         self.client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=protocol, reconnect_on_failure=False)
         self.client.username_pw_set(username, password)
         self.client.on_connect = lambda _c, _u, _f, code, _p: self.codes.append(str(code))
@@ -91,7 +94,7 @@ class Connected:
 
 @contextlib.contextmanager
 def connection(
-    broker: MosquittoServer, username: str, password: str, client_id: str, version: int = 5
+    broker: Broker, username: str, password: str, client_id: str, version: int | None = None
 ) -> Iterator[Connected]:
     """A connection that is closed at the end."""
     connected = Connected(broker, username, password, client_id, version)
@@ -103,7 +106,7 @@ def connection(
 
 
 @contextlib.contextmanager
-def online(broker: MosquittoServer, device: Device, version: int = 5) -> Iterator[Connected]:
+def online(broker: Broker, device: Device, version: int | None = None) -> Iterator[Connected]:
     """A device that is logged in and listens to what it is told."""
     with connection(broker, device.uid, device.token, device.uid, version) as connected:
         assert connected.codes == ["Success"]

@@ -1,4 +1,4 @@
-"""The broker for machines without Mosquitto: the same rules, and the three defects of amqtt that are mended."""
+"""The broker for machines without Mosquitto: the same rules, and the defects of amqtt that are mended."""
 
 import threading
 from collections.abc import Iterator

@@ -16,9 +16,10 @@ from iiot.services import children, command_delivery, commands, devices, discove
 from iiot.services.listing import Wanted
 from protocols.base import Proved
 from protocols.devices import Devices
-from tests import factories, services
+from tests import factories
+from tests.integration.mqtt_brokers import KINDS, Broker, running
 from tests.integration.mqtt_devices import Connected, Device, adapter, online
-from tests.services import MosquittoServer, eventually
+from tests.services import eventually
 
 
 class Gateway(Device):
@@ -71,27 +72,22 @@ def notices(connected: Connected, word: str = "error") -> list[Any]:
     return [content for topic, content in connected.messages if topic.endswith(f"/down/{word}")]
 
 
-@pytest.fixture(scope="module")
-def broker(module_settings: Settings, workspace: Any) -> Iterator[MosquittoServer]:
-    """One broker and one adapter for all of these tests."""
-    server = MosquittoServer(workspace / "broker for gateways")
-    server.start()
-    try:
-        settings = module_settings.model_copy(update=server.fields)
-        with services.active(settings), adapter(settings):
-            yield server
-    finally:
-        server.stop()
+@pytest.fixture(scope="module", params=KINDS)
+def broker(request: pytest.FixtureRequest, module_settings: Settings, workspace: Any) -> Iterator[Broker]:
+    """A broker of either kind and one adapter for all of these tests."""
+    with (
+        running(request.param, module_settings, workspace / f"{request.param} for gateways") as under,
+        adapter(under.settings),
+    ):
+        yield under.server
 
 
 @pytest.fixture
-def gateway(broker: MosquittoServer) -> Gateway:
+def gateway(broker: Broker) -> Gateway:
     return Gateway(factories.make_tenant())
 
 
-def test_an_unknown_child_waits_is_approved_and_its_newest_message_is_stored(
-    broker: MosquittoServer, gateway: Gateway
-) -> None:
+def test_an_unknown_child_waits_is_approved_and_its_newest_message_is_stored(broker: Broker, gateway: Gateway) -> None:
     with online(broker, gateway) as device:
         device.publish(gateway.topic, json.dumps({"pump 1": [{"flow": 1.5}]}))
         device.publish(gateway.topic, json.dumps({"pump 1": {"flow": 2.5}}))
@@ -111,7 +107,7 @@ def test_an_unknown_child_waits_is_approved_and_its_newest_message_is_stored(
     assert gateway.rejections == []
 
 
-def test_a_tenant_that_takes_all_has_the_child_at_once_and_quotas_hold(broker: MosquittoServer) -> None:
+def test_a_tenant_that_takes_all_has_the_child_at_once_and_quotas_hold(broker: Broker) -> None:
     gateway = Gateway(factories.make_tenant(devices=2))
     take_all(gateway.tenant)
     with online(broker, gateway) as device:
@@ -127,7 +123,7 @@ def test_a_tenant_that_takes_all_has_the_child_at_once_and_quotas_hold(broker: M
         assert gateway.inbox() == {}
 
 
-def test_what_is_ignored_stays_away_until_it_is_restored(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_what_is_ignored_stays_away_until_it_is_restored(broker: Broker, gateway: Gateway) -> None:
     with online(broker, gateway) as device:
         device.publish(gateway.topic, '{"noise": {"t": 1}}')
         row = eventually(lambda: gateway.inbox().get("noise"), 30)
@@ -143,7 +139,7 @@ def test_what_is_ignored_stays_away_until_it_is_restored(broker: MosquittoServer
         eventually(lambda: gateway.inbox()["noise"].messages == 2, 30)
 
 
-def test_a_child_is_merged_with_a_device_that_exists(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_a_child_is_merged_with_a_device_that_exists(broker: Broker, gateway: Gateway) -> None:
     old = factories.make_device(gateway.tenant, "the old one")
     with online(broker, gateway) as device:
         device.publish(gateway.topic, '{"x9": {"t": 1}}')
@@ -167,7 +163,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_nonsense_is_kept_with_the_gateway_and_told(broker: MosquittoServer, gateway: Gateway, name: str) -> None:
+def test_nonsense_is_kept_with_the_gateway_and_told(broker: Broker, gateway: Gateway, name: str) -> None:
     payload, code, child = BAD[name]
     take_all(gateway.tenant)
     with online(broker, gateway) as device:
@@ -182,7 +178,7 @@ def test_nonsense_is_kept_with_the_gateway_and_told(broker: MosquittoServer, gat
     ] == ["good"]
 
 
-def test_a_bad_reading_names_its_child_and_the_others_are_stored(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_a_bad_reading_names_its_child_and_the_others_are_stored(broker: Broker, gateway: Gateway) -> None:
     take_all(gateway.tenant)
     with online(broker, gateway) as device:
         device.publish(gateway.topic, '{"a": {"t": 1}, "b": {"t": 2}}')
@@ -195,7 +191,7 @@ def test_a_bad_reading_names_its_child_and_the_others_are_stored(broker: Mosquit
     assert [(code, bytes(payload)) for code, payload in kept] == [("wrong-type", b'{"t":"warm"}')]
 
 
-def test_a_device_that_is_no_gateway_sends_for_nobody(broker: MosquittoServer) -> None:
+def test_a_device_that_is_no_gateway_sends_for_nobody(broker: Broker) -> None:
     device = Device(factories.make_tenant())
     take_all(device.tenant)
     with online(broker, device) as connected:
@@ -206,7 +202,7 @@ def test_a_device_that_is_no_gateway_sends_for_nobody(broker: MosquittoServer) -
     assert factories.rows("SELECT 1 FROM iiot.device WHERE gateway_id = %s", device.device_id) == []
 
 
-def test_nothing_comes_from_a_tenant_that_is_suspended(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_nothing_comes_from_a_tenant_that_is_suspended(broker: Broker, gateway: Gateway) -> None:
     take_all(gateway.tenant)
     with online(broker, gateway) as device:
         factories.rows("UPDATE iiot.tenant SET status = 'suspended' WHERE id = %s", gateway.tenant.tenant_id)
@@ -218,7 +214,7 @@ def test_nothing_comes_from_a_tenant_that_is_suspended(broker: MosquittoServer, 
 
 
 def test_the_inbox_of_a_gateway_is_bounded_and_says_so(
-    broker: MosquittoServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"child {number}" for number in range(children.MOST_WAITING + 3)]
     with online(broker, gateway) as device:
@@ -232,9 +228,7 @@ def test_the_inbox_of_a_gateway_is_bounded_and_says_so(
         assert discoveries.full_gateways(db) == ["gateway"]
 
 
-def test_the_gateway_gets_its_childrens_commands_and_answers_for_them(
-    broker: MosquittoServer, gateway: Gateway
-) -> None:
+def test_the_gateway_gets_its_childrens_commands_and_answers_for_them(broker: Broker, gateway: Gateway) -> None:
     with online(broker, gateway) as device:
         device.publish(gateway.topic, '{"valve": {"open": true}}')
         child = gateway.approve("valve")
@@ -256,7 +250,7 @@ def test_the_gateway_gets_its_childrens_commands_and_answers_for_them(
         eventually(lambda: state() == [("done", {"open": False})], 30)
 
 
-def test_a_stranger_gateway_answers_for_nobody_elses_children(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_a_stranger_gateway_answers_for_nobody_elses_children(broker: Broker, gateway: Gateway) -> None:
     take_all(gateway.tenant)
     neighbour = Gateway(gateway.tenant)
     with online(broker, gateway) as device:
@@ -269,7 +263,7 @@ def test_a_stranger_gateway_answers_for_nobody_elses_children(broker: MosquittoS
         eventually(lambda: neighbour.rejections == ["unknown-command"], 30)
 
 
-def test_a_gateway_is_online_while_it_sends_for_others(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_a_gateway_is_online_while_it_sends_for_others(broker: Broker, gateway: Gateway) -> None:
     state = "SELECT status, tells_status, last_seen_at IS NOT NULL FROM iiot.device WHERE id = %s"
     assert factories.rows(state, gateway.device_id) == [("new", False, False)]
     with online(broker, gateway) as device:
@@ -283,7 +277,7 @@ def test_a_gateway_is_online_while_it_sends_for_others(broker: MosquittoServer, 
         assert factories.rows(state, said.device_id) == [("offline", True, True)]
 
 
-def test_a_gateway_that_asks_over_http_gets_them_there(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_a_gateway_that_asks_over_http_gets_them_there(broker: Broker, gateway: Gateway) -> None:
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
         child = devices.create_child(db, devices.NewDevice("valve"), gateway.device_id, "valve").uid
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
@@ -296,7 +290,7 @@ def test_a_gateway_that_asks_over_http_gets_them_there(broker: MosquittoServer, 
         assert command_delivery.take(db, command_delivery.Answer(gateway.uid, uid, "done")) is None
 
 
-def test_a_gateway_sees_its_children(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_a_gateway_sees_its_children(broker: Broker, gateway: Gateway) -> None:
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
         made = devices.create_child(db, devices.NewDevice("Valve of hall 3"), gateway.device_id, "valve")
     asking = Devices("test")
@@ -309,7 +303,7 @@ def test_a_gateway_sees_its_children(broker: MosquittoServer, gateway: Gateway) 
     ]
 
 
-def test_children_outlive_their_gateway(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_children_outlive_their_gateway(broker: Broker, gateway: Gateway) -> None:
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
         made = devices.create_child(db, devices.NewDevice("valve"), gateway.device_id, "valve")
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
@@ -319,7 +313,7 @@ def test_children_outlive_their_gateway(broker: MosquittoServer, gateway: Gatewa
         assert (left.gateway_id, left.gateway_uid) == (None, None)
 
 
-def test_an_approval_while_a_message_is_looked_at_loses_nothing(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_an_approval_while_a_message_is_looked_at_loses_nothing(broker: Broker, gateway: Gateway) -> None:
     """Between looking and noting somebody approves: nothing is noted, the batch is looked at anew."""
     sighting = children.Sighting("late", gateway_uid=gateway.uid, payload=b"{}", received_ms=factories.now_ms())
     [place] = children.resolve([sighting])
@@ -331,7 +325,7 @@ def test_an_approval_while_a_message_is_looked_at_loses_nothing(broker: Mosquitt
     assert children.resolve([sighting])[0].state == "known"
 
 
-def test_two_processes_make_a_child_once(broker: MosquittoServer, gateway: Gateway) -> None:
+def test_two_processes_make_a_child_once(broker: Broker, gateway: Gateway) -> None:
     take_all(gateway.tenant)
     ready = threading.Barrier(4)
     places: list[children.Place] = []
