@@ -54,14 +54,15 @@ class Bench:
             body = f'{{"ts":{self.next_ts},"values":{{{values}}}}}'
             channel.basic_publish("iiot", f"telemetry.{self.uids[number % len(self.uids)]}", body.encode(), properties)
             self.next_ts += 1
-        connection.close()
 
         def filled() -> bool:
             waiting = self.rabbit.waiting("telemetry")
             assert waiting == count, f"{waiting} of {count} messages wait"
             return True
 
+        # Without confirms, what a quorum queue has not taken yet is lost with its channel.
         eventually(filled, 60)
+        connection.close()
 
     def readings(self) -> int:
         """Readings in the database."""

@@ -1,6 +1,7 @@
 """Certificates, security policies and limits of the OPC UA server."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 import subprocess
@@ -155,6 +156,68 @@ def test_items_subscriptions_and_pages_are_limited(server: Server, side: Side) -
             assert again[0].StatusCode.name == "BadContinuationPointInvalid"
 
     run(look())
+
+
+@pytest.mark.parametrize(("characters", "chunk_bytes"), [(1_200_000, 65_535), (400_000, 8_196)])
+def test_a_message_that_is_too_long_or_in_too_many_chunks_ends_its_connection_alone(
+    server: Server, side: Side, characters: int, chunk_bytes: int
+) -> None:
+    """1 MiB in sixteen chunks are taken."""
+    _trust(server)
+    device = side.device(name_plate="short")
+    side.change(device, "name_plate", writable=True)
+
+    async def look() -> None:
+        async with server.connected(side.user("engineer")) as neighbour:
+            signal = node(neighbour, f"{device.uid}/name_plate")
+            client = server.client(side.user("engineer"))
+            await secure(client)
+            await client.connect()
+            refused = server.metric("iiot_opcua_refused_total", reason="malformed")
+            try:
+                client.uaclient.protocol._connection._limits.max_send_buffer = chunk_bytes
+                text = ua.DataValue(ua.Variant("x" * characters, ua.VariantType.String))
+                with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):
+                    await node(client, f"{device.uid}/name_plate").write_value(text)
+            finally:
+                with contextlib.suppress(ua.UaError, ConnectionError, asyncio.TimeoutError):
+                    await client.disconnect()
+            assert server.metric("iiot_opcua_refused_total", reason="malformed") == refused + 1
+            assert await signal.read_value() == "short"
+
+    run(look())
+
+
+def test_sessions_without_end_are_refused(server: Server, side: Side) -> None:
+    _trust(server)
+
+    async def look() -> None:
+        async with server.connected(side.user("viewer")) as client:
+            with pytest.raises(ua.uaerrors.BadTooManySessions):
+                for _ in range(8):
+                    await client.create_session()
+
+    run(look())
+    eventually(lambda: server.metric("iiot_opcua_sessions") == 0, 30)
+
+
+def test_subscriptions_of_a_tenant_are_limited_and_its_neighbour_has_its_own(module_settings: Settings) -> None:
+    with serving(module_settings, opcua_trust_new=True) as server:
+        one, other = Side(factories.make_tenant()), Side(factories.make_tenant())
+
+        async def look() -> None:
+            async with contextlib.AsyncExitStack() as exits:
+                for _ in range(10):
+                    client = await exits.enter_async_context(server.connected(one.user("viewer")))
+                    for _ in range(20):
+                        await client.create_subscription(10_000, Heard())
+                client = await exits.enter_async_context(server.connected(one.user("viewer")))
+                with pytest.raises(ua.uaerrors.BadTooManySubscriptions):
+                    await client.create_subscription(10_000, Heard())
+                stranger = await exits.enter_async_context(server.connected(other.user("viewer")))
+                await stranger.create_subscription(10_000, Heard())
+
+        run(look())
 
 
 def test_a_chunk_that_is_too_long_ends_the_connection(server: Server) -> None:
