@@ -110,7 +110,7 @@ def _read(tenant: str, message: bytes) -> News | None:
     name, raw = events.unframe(message)
     if name == "telemetry":
         content = msgspec.json.decode(raw)
-        return News(tenant, content["device_id"], content["readings"])
+        return News(tenant, content["device_id"], content["readings"], quality=content.get("quality", {}))
     if name == "device":
         content = msgspec.json.decode(raw)
         return News(tenant, content["device_id"], {}, content["status"])

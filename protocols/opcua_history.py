@@ -149,8 +149,10 @@ def _failed(code: int) -> ua.HistoryReadResult:
 
 
 def _datavalues(
-    signal: Signal, readings: list[tuple[int, Any]], timestamps: ua.TimestampsToReturn
+    signal: Signal, readings: list[tuple[int, Any, str]], timestamps: ua.TimestampsToReturn
 ) -> list[ua.DataValue]:
     return [
-        values.stamped(values.datavalue(signal, ts, value), timestamps) for ts, value in readings if value is not None
+        values.stamped(values.datavalue(signal, ts, value, quality), timestamps)
+        for ts, value, quality in readings
+        if value is not None
     ]

@@ -211,9 +211,9 @@ class TenantServer(InternalServer):  # type: ignore[misc]
                 task = asyncio.create_task(view.hear(mine))
                 task.add_done_callback(_note)
 
-    async def refresh(self) -> None:
-        """Look at every view once."""
-        for view in list(self.views.values()):
+    async def refresh(self, new_alone: bool = False) -> None:
+        """Look at every view once, or at those alone to which news may not come yet."""
+        for view in [each for each in self.views.values() if each.is_new or not new_alone]:
             try:
                 await view.refresh()
             except Away:
@@ -314,7 +314,9 @@ async def serve(setup: Setup, inbox: Inbox, stop: threading.Event) -> None:
 
 async def _refresh(iserver: TenantServer) -> None:
     while True:
-        await asyncio.sleep(REFRESH_SECONDS)
+        await asyncio.sleep(REFRESH_SECONDS / 2)
+        await iserver.refresh(new_alone=True)
+        await asyncio.sleep(REFRESH_SECONDS / 2)
         await iserver.refresh()
 
 

@@ -39,6 +39,12 @@ NUMBERS: Final = frozenset(
 LONGEST_TEXT: Final = 1024
 LONGEST_JSON: Final = 8192
 GOOD: Final = ua.StatusCode(ua.StatusCodes.Good)
+# What devices say of their readings (payloads.QUALITIES), see OPC UA Part 8 section 6.3.
+QUALITIES: Final = {
+    "good": GOOD,
+    "uncertain": ua.StatusCode(ua.StatusCodes.Uncertain),
+    "bad": ua.StatusCode(ua.StatusCodes.Bad),
+}
 OUT_OF_RANGE: Final = ua.StatusCode(ua.StatusCodes.UncertainEngineeringUnitsExceeded)
 
 
@@ -55,19 +61,20 @@ def bad(code: int) -> ua.DataValue:
     return ua.DataValue(StatusCode=ua.StatusCode(code), ServerTimestamp=datetime.now(UTC))
 
 
-def datavalue(signal: Signal, ts: int, value: Any) -> ua.DataValue:
-    """A reading of a signal: `ts` is in milliseconds since the epoch; JSON is text. Its quality is good within the signal's range."""
-    quality = GOOD
+def datavalue(signal: Signal, ts: int, value: Any, quality: str = "good") -> ua.DataValue:
+    """A reading of a signal: `ts` is in milliseconds since the epoch; JSON is text. What is good is so within the signal's range alone."""
+    status = QUALITIES[quality]
     if signal.type == "number":
         value = float(value)
-        quality = GOOD if _is_within(signal, value) else OUT_OF_RANGE
+        if status is GOOD and not _is_within(signal, value):
+            status = OUT_OF_RANGE
     elif signal.type == "boolean":
         value = bool(value)
     elif signal.type == "json":
         value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return ua.DataValue(
         Value=ua.Variant(value, DATA_TYPES[signal.type][1]),
-        StatusCode=quality,
+        StatusCode=status,
         SourceTimestamp=datetime.fromtimestamp(ts / 1000, UTC),
         ServerTimestamp=datetime.now(UTC),
     )

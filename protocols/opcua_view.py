@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final, TypeVar
 
@@ -44,6 +44,7 @@ class View:
         self.plant = plant
         self._threads = threads
         self._live_since = live_since
+        self._born = time.monotonic()
         self._listed_at = -math.inf
         self._loaded_at: dict[str, float] = {}
         self._stamp: Hashable = None
@@ -109,6 +110,11 @@ class View:
         missing = [uid for uid in uids if uid in self.devices and self._is_stale(uid, now, since)]
         await self._load(missing)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it began so lately that somebody else's news may still pass it by: it looks by itself twice as often."""
+        return time.monotonic() - self._born < 2 * SETTLE_SECONDS
+
     def _is_stale(self, uid: str, now: float, since: float) -> bool:
         loaded = self._loaded_at.get(uid, -math.inf)
         return now - loaded > (POLL_SECONDS if loaded > since + SETTLE_SECONDS else FRESH_SECONDS)
@@ -142,7 +148,7 @@ class View:
             self.values.pop((uid, key), None)
         for signal in signals.values():
             if signal.ts is not None:
-                changes += self._store(uid, signal, [(signal.ts, signal.value)])
+                changes += self._store(uid, signal, [(signal.ts, signal.value, signal.quality)])
         return {f"{uid}/{key}" for key in gone}
 
     async def refresh(self) -> None:
@@ -175,19 +181,21 @@ class View:
             known = self.signals.get(each.device, {})
             for key, readings in each.readings.items():
                 if key in known:
-                    changes += self._store(each.device, known[key], readings)
+                    changes += self._store(each.device, known[key], _judged(readings, each.quality.get(key, {})))
                 elif each.device in self._loaded_at:
                     # A signal that was not there before: its type is asked for at the next look.
                     self._loaded_at[each.device] = -math.inf
         await self._tell(changes)
 
-    def _store(self, uid: str, signal: Signal, readings: Iterable[tuple[int, Any]]) -> list[tuple[str, ua.DataValue]]:
+    def _store(
+        self, uid: str, signal: Signal, readings: Iterable[tuple[int, Any, str]]
+    ) -> list[tuple[str, ua.DataValue]]:
         """Keep the newest; late readings never move it back. What has changed, in the order of time."""
         place = (uid, signal.key)
         changes: list[tuple[str, ua.DataValue]] = []
         newest = self.values.get(place)
-        for ts, value in sorted(readings, key=lambda reading: reading[0]):
-            made = datavalue(signal, ts, value)
+        for ts, value, quality in sorted(readings, key=lambda reading: reading[0]):
+            made = datavalue(signal, ts, value, quality)
             if newest is None or _replaces(made, newest):
                 newest = made
                 changes.append((f"{uid}/{signal.key}", made))
@@ -224,6 +232,10 @@ class View:
             unknown = ua.DataValue(StatusCode=ua.StatusCode(ua.StatusCodes.BadNodeIdUnknown))
             watched = [node for node in self._watching if node[:26] in gone or node.partition("#")[0] in gone]
             await self._tell((node, unknown) for node in watched)
+
+
+def _judged(readings: Iterable[tuple[int, Any]], quality: Mapping[str, str]) -> list[tuple[int, Any, str]]:
+    return [(ts, value, quality.get(str(ts), "good")) for ts, value in readings]
 
 
 def _replaces(made: ua.DataValue, newest: ua.DataValue) -> bool:

@@ -49,7 +49,11 @@ class Processor(UaProcessor):  # type: ignore[misc]
     async def process(self, header: Any, body: Any) -> bool:
         """One chunk; False ends the connection. What cannot be read or verified ends it, without a word about why."""
         try:
-            return bool(await super().process(header, body))
+            going_on = bool(await super().process(header, body))
+            if not going_on and header.MessageType != ua.MessageType.SecureClose:
+                meters.refused_total.labels("malformed").inc()
+                log.info("connection ended: a message is too long", address=str(self.name))
+            return going_on
         except Exception as error:
             meters.refused_total.labels("security").inc()
             log.info("connection ended", address=str(self.name), error=f"{type(error).__name__}: {error}"[:200])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 from zoneinfo import ZoneInfo
 
 import structlog
@@ -67,7 +67,8 @@ class Plant:
             for uid, view in signals.of_devices(db, uids):
                 ts = None if view.last_ts is None else clock.to_ms(view.last_ts)
                 found.setdefault(uid, {})[view.key] = Signal(
-                    view.key, view.type, view.unit, view.min, view.max, view.writable, ts, view.last_value  # type: ignore[arg-type]
+                    view.key, view.type, view.unit, view.min, view.max, view.writable, ts, view.last_value,  # type: ignore[arg-type]
+                    view.last_quality or "good",
                 )  # fmt: skip
         return found
 
@@ -76,15 +77,15 @@ class Plant:
         with self._work(visitor) as db:
             return {uid: clock.to_ms(at) for uid, at in presence.since(db, uids).items()}
 
-    def history(self, visitor: Visitor, uid: str, key: str, span: Span) -> list[tuple[int, Any]] | Refusal:
+    def history(self, visitor: Visitor, uid: str, key: str, span: Span) -> list[tuple[int, Any, str]] | Refusal:
         """See `served.Plant.history`."""
         question = readings.Question(
             keys=[key], start=span.start, stop=span.stop, now=clock.now_ms(), zone=UTC, limit=span.limit,
-            descending=span.descending,
+            descending=span.descending, quality=True,
         )  # fmt: skip
         try:
             with self._work(visitor) as db:
-                return readings.answer(db, uid, question)[key]
+                return cast(list[tuple[int, Any, str]], readings.answer(db, uid, question)[key])
         except Problem as problem:
             return _refusal(problem)
 

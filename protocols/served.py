@@ -8,7 +8,7 @@ threads. They raise `Away` while the database cannot be asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from protocols.base import Refusal
@@ -47,7 +47,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A signal of a device with its newest reading; `ts` is in milliseconds since the epoch, None before the first."""
+    """A signal of a device with its newest reading; `ts` is in milliseconds since the epoch, None before the first.
+
+    `quality`: good, uncertain or bad, as its device sent it.
+    """
 
     key: str
     type: SignalType
@@ -57,6 +60,7 @@ class Signal:
     writable: bool
     ts: int | None
     value: Any
+    quality: str = "good"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something that has just happened: readings `{key: [(ts, value), …]}` of a device, or its new status."""
+    """Something that has just happened: readings `{key: [(ts, value), …]}` of a device, or its new status.
+
+    `quality`: `{key: {ts: word}}` of the readings that are not good; the times are text.
+    """
 
     tenant: str
     device: str
     readings: dict[str, list[tuple[int, Any]]]
     status: str | None = None
+    quality: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Wire(Protocol):
@@ -123,8 +131,8 @@ class Plant(Protocol):
     def since(self, visitor: Visitor, uids: Collection[str]) -> dict[str, int]:
         """uid → since when (ms) a device has its status, for those that the visitor sees and where it is still known."""
 
-    def history(self, visitor: Visitor, uid: str, key: str, span: Span) -> list[tuple[int, Any]] | Refusal:
-        """The stored readings of a signal, (ms, value)."""
+    def history(self, visitor: Visitor, uid: str, key: str, span: Span) -> list[tuple[int, Any, str]] | Refusal:
+        """The stored readings of a signal, (ms, value, quality)."""
 
     def order(self, visitor: Visitor, uid: str, values: dict[str, Any]) -> Refusal | None:
         """Queue the command `write` with these values for a device; None when it is queued."""

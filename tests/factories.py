@@ -5,6 +5,7 @@ the transaction. Names are unique within the process; what a test does not say g
 """
 
 import itertools
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from iiot import config, tenancy
 from iiot.clock import now, now_ms
 from iiot.ids import new_token, new_uid
 from iiot.models import Credential, Device, DeviceCertificate, Membership, Quota, Signal, Tenant, User
-from iiot.payloads import Parsed, PayloadError, Value
+from iiot.payloads import Parsed, PayloadError, Value, parse
 from iiot.services.ingest import Incoming, Outcomes, StatusEvent, ingest, status
 
 __all__ = ["StatusEvent", "ingest", "now", "now_ms", "status"]
@@ -144,6 +145,13 @@ def message(uid: str, *items: tuple[int, dict[str, Value]], **values: Value) -> 
 def store(uid: str, *items: tuple[int, dict[str, Value]], **values: Value) -> Outcomes:
     """Ingest one message."""
     return ingest([message(uid, *items, **values)])
+
+
+def send(uid: str, payload: dict[str, Any] | list[dict[str, Any]]) -> Outcomes:
+    """Ingest one message as a device writes it."""
+    content = json.dumps(payload).encode()
+    parsed = parse(content, None, now_ms())
+    return ingest([Incoming(uid, parsed, None, "test", f"iiot/{uid}/up/telemetry", content)])
 
 
 def connect(role: str | None = None, autocommit: bool = True) -> "psycopg2.extensions.connection":

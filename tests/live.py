@@ -107,6 +107,7 @@ class Listener:
     def __init__(self, url: str, token: str | None, headers: dict[str, str] | None = None) -> None:
         self.client = socketio.Client(reconnection=False)
         self.readings: dict[tuple[str, str, int], Any] = {}
+        self.quality: dict[tuple[str, str, int], str] = {}
         self.order: list[tuple[str, str, int]] = []
         self.others: list[tuple[str, Any]] = []
         self.cursor: str | None = None
@@ -124,6 +125,9 @@ class Listener:
             for ts, value in values:
                 self.readings[data["device_id"], key, ts] = value
                 self.order.append((data["device_id"], key, ts))
+
+        for key, marks in data.get("quality", {}).items():
+            self.quality |= {(data["device_id"], key, int(ts)): word for ts, word in marks.items()}
 
     def _other(self, event: str, data: Any = None) -> None:
         if event == "cursor":

@@ -33,6 +33,7 @@ class SignalOut(web.Out):
     max: float | None
     last_ts: datetime | None
     last_value: Any
+    last_quality: Literal["good", "uncertain", "bad"] | None
     writable: bool
 
 
@@ -50,10 +51,11 @@ class SignalPatch(web.Body):
 
 
 class NewestOut(BaseModel):
-    """A reading: `ts` in milliseconds since the epoch."""
+    """A reading: `ts` in milliseconds since the epoch. `quality` is there where its device calls it uncertain or bad."""
 
     ts: int
     value: Any
+    quality: Annotated[Literal["uncertain", "bad"] | None, Field(exclude_if=lambda quality: quality is None)] = None
 
 
 class LatestOut(RootModel[dict[str, NewestOut]]):
@@ -93,17 +95,31 @@ class ReadingsQuery(web.Query):
     ] = None
     order: Annotated[Literal["asc", "desc"], Field(description="From the oldest, or from the newest.")] = "asc"
     tz: Annotated[Text | None, Field(description="IANA time zone of m, h, d, w and mo. Absent: the tenant's.")] = None
+    quality: Annotated[
+        bool,
+        Field(
+            description="Raw readings alone: each point has its quality (`good`, `uncertain`, `bad`) as third element."
+        ),
+    ] = False
 
     def question(self) -> readings.Asking:
         """For the service."""
         keys = None if self.keys is None else [key for key in self.keys.split(",") if key]
         return readings.Asking(
-            keys, self.start, self.stop, self.agg, self.interval, self.limit, self.order == "desc", self.tz
+            keys,
+            self.start,
+            self.stop,
+            self.agg,
+            self.interval,
+            self.limit,
+            self.order == "desc",
+            self.tz,
+            self.quality,
         )
 
 
-class ReadingsOut(RootModel[dict[str, list[tuple[int, Any]]]]):
-    """Signal key → [[ts in milliseconds, value], …]."""
+class ReadingsOut(RootModel[dict[str, list[tuple[int, Any] | tuple[int, Any, str]]]]):
+    """Signal key → [[ts in milliseconds, value], …], with `quality` [[ts, value, quality], …]."""
 
 
 def _json(answer: Any) -> Response:
@@ -149,7 +165,16 @@ def read_latest(ctx: web.Context, uid: str) -> Any:
     A late reading never moves them back."""
     with tenancy.work(ctx.scope) as db:
         found = signals.latest(db, uid)
-    return {item.key: NewestOut(ts=clock.to_ms(item.ts), value=item.value) for item in found}
+    return {
+        item.key: NewestOut.model_validate(
+            {
+                "ts": clock.to_ms(item.ts),
+                "value": item.value,
+                "quality": None if item.quality == "good" else item.quality,
+            }
+        )
+        for item in found
+    }
 
 
 @api.route(

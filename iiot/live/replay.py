@@ -128,8 +128,7 @@ def _page(
         chosen = np.isin(device_ids, wanted)
     cursor = str(after)
     page: list[tuple[Event, int]] = [
-        (("telemetry", {"device_id": device.uid, "readings": shape, "cursor": cursor}), count)
-        for device, shape, count in telemetry(directory, readings, device_ids, chosen)
+        (("telemetry", told.event(cursor)), told.size) for told in telemetry(directory, readings, device_ids, chosen)
     ]
     metrics.live_replayed.inc(sum(count for _, count in page))
     return page, rows[-1].cursor, more

@@ -61,6 +61,8 @@ telemetry_batch = Table(
     Column("ts", ARRAY(BigInteger), nullable=False),
     Column("num", ARRAY(Double), nullable=False),
     Column("txt", ARRAY(Text)),
+    # Places in payloads.QUALITIES, NULL where a reading is good; NULL altogether where all are.
+    Column("quality", ARRAY(SmallInteger)),
     # Late: all of it was measured long before it came; nobody is told of it live.
     Column("late", Boolean, nullable=False, server_default=text("false")),
     Column("protocol", Text),
@@ -91,6 +93,7 @@ class Latest(tenancy.TenantOwned, Base):
     ts: Mapped[Moment]
     num: Mapped[float | None] = mapped_column(Double)
     txt: Mapped[str | None]
+    quality: Mapped[int | None] = mapped_column(SmallInteger)
 
 
 class Rollup(tenancy.TenantOwned, Base):

@@ -4,7 +4,8 @@ Three shapes are understood (CONTRACT 4), the same in every protocol, as JSON or
 
 - flat: `{"temperature": 21.5, "running": true}`. `ts` and `ack` are reserved words at the top of an object;
 - wrapped: `{"ts": 1766000000000, "values": {"temperature": 21.5}}`. An object whose `values` is itself an object is
-  always this form; here any key, `ts` and `ack` too, may name a signal;
+  always this form; here any key, `ts` and `ack` too, may name a signal. Beside `values`, `"quality": "uncertain"` or
+  `"quality": {"temperature": "bad"}` says how far they can be trusted;
 - a list of either. Each element has its own time; one `"ack": true` asks for an acknowledgement of the whole message.
 
 `ts` is integer milliseconds since the epoch or an RFC 3339 string with an offset; fractions of a millisecond are cut
@@ -35,6 +36,7 @@ from iiot.payloads.reader import (
     MAX_KEY,
     MAX_READINGS,
     MAX_STRING,
+    QUALITIES,
     TOO_BIG,
     Allowed,
     Item,
@@ -50,7 +52,7 @@ from iiot.payloads.reader import (
 
 __all__ = [
     "KEY_PATTERN", "MAX_AGE_MS", "MAX_AHEAD_MS", "MAX_BYTES", "MAX_DEPTH", "MAX_JSON_BYTES", "MAX_KEY", "MAX_READINGS",
-    "MAX_STRING", "READ", "Allowed", "Item", "Parsed", "PayloadError", "Rejected", "Value", "check_envelope", "decode",
+    "MAX_STRING", "QUALITIES", "READ", "Allowed", "Item", "Parsed", "PayloadError", "Rejected", "Value", "check_envelope", "decode",
     "form_of", "parse",
 ]  # fmt: skip
 
@@ -140,7 +142,7 @@ def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> P
     if form in (SENML_JSON, SENML_CBOR):
         data = _decode(payload) if form == SENML_JSON else cbor.decode(payload, (int, str))
         senml.read(data, reader)
-        return Parsed(reader.items, reader.rejected, False, reader.places)
+        return Parsed(reader.items, reader.rejected, False, reader.places, reader.marks or None)
     data = decode(payload, form)
     elements = data if isinstance(data, list) else [data]
     if not isinstance(data, (dict, list)):
@@ -157,7 +159,7 @@ def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> P
     for index, element in enumerate(elements):
         reader.read(index, element)
     places = reader.places if len(reader.items) < len(elements) else None
-    return Parsed(reader.items, reader.rejected, reader.ack, places)
+    return Parsed(reader.items, reader.rejected, reader.ack, places, reader.marks or None)
 
 
 def form_of(content_type: str | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from iiot.payloads import CBOR, Parsed, PayloadError, Rejected, check_envelope, decode, form_of, parse
+from iiot.payloads import CBOR, Item, Parsed, PayloadError, Rejected, check_envelope, decode, form_of, parse
 from iiot.payloads.reader import MAX_READINGS, Reader, Value, kind_of, shown
 
 MAX_CHILDREN: Final = 1_000
@@ -99,7 +99,7 @@ def _part(name: str, content: Any, now_ms: int) -> Parsed | PayloadError:
     except PayloadError as error:
         return error
     places = reader.places if len(reader.items) < len(elements) else None
-    return Parsed(reader.items, reader.rejected, reader.ack, places)
+    return Parsed(reader.items, reader.rejected, reader.ack, places, reader.marks or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,9 @@ def parse_state(topic: HomeTopic, payload: bytes, now_ms: int) -> Parsed:
         parsed = parse(payload, None, now_ms)
     else:
         parsed = Parsed([(now_ms, {"state": _plain(payload)})], [], False)
-    items, places = [], []
-    rejected = list(parsed.rejected)
+    items: list[Item] = []
+    places: list[int] = []
+    rejected, marks = list(parsed.rejected), dict[int, dict[str, int]]()
     for place, (ts, values) in enumerate(parsed.items):
         index = parsed.places[place] if parsed.places else place
         good = {}
@@ -173,12 +174,14 @@ def parse_state(topic: HomeTopic, payload: bytes, now_ms: int) -> Parsed:
             else:
                 good[full] = checked
         if good:
+            if parsed.marks and place in parsed.marks:
+                marks[len(items)] = {f"{topic.part}/{key}": mark for key, mark in parsed.marks[place].items()}
             items.append((ts, good))
             places.append(index)
     if not items and rejected:
         first = rejected[0]
         raise PayloadError(first.code, first.reason, first.limit, first.allowed)
-    return Parsed(items, rejected, False, places)
+    return Parsed(items, rejected, False, places, marks or None)
 
 
 def _plain(payload: bytes) -> Value:

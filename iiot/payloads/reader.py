@@ -34,7 +34,10 @@ KEY_PATTERN: Final = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 # RFC 3339 section 5.6, with an offset: a local time without one says nothing about the instant.
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RESERVED = frozenset({"ts", "ack", "values"})
+_BESIDE_VALUES = frozenset({"ts", "ack", "values", "quality"})
+# How far a value can be trusted: the severities of OPC UA's status codes (Part 4 section 7.39.1). What is not marked is good.
+QUALITIES: Final = ("good", "uncertain", "bad")
+GOOD: Final = 0
 
 # Keys seen and found good. Looking a key up costs a tenth of matching it; the bound keeps strangers from filling it.
 good_keys: set[str] = set()
@@ -53,12 +56,16 @@ class Rejected(msgspec.Struct, frozen=True, gc=False):
 
 
 class Parsed(msgspec.Struct, gc=False):
-    """`items`: (milliseconds since the epoch, {key: value}) per element with a good reading; `places`: their indexes."""
+    """`items`: (milliseconds since the epoch, {key: value}) per element with a reading that can be stored; `places`: their indexes.
+
+    `marks`: position in `items` → {key: place in QUALITIES} of the readings whose quality is not good.
+    """
 
     items: list[Item]
     rejected: list[Rejected]
     ack: bool
     places: list[int] | None = None
+    marks: dict[int, dict[str, int]] | None = None
 
 
 class PayloadError(Exception):
@@ -84,6 +91,7 @@ class Reader:
         self.items: list[Item] = []
         self.places: list[int] = []
         self.rejected: list[Rejected] = []
+        self.marks: dict[int, dict[str, int]] = {}
         self.ack = False
         self.readings = 0
 
@@ -93,25 +101,31 @@ class Reader:
             reason = f"an element of the list is an object, not {kind_of(element)}"
             self.rejected.append(Rejected(index, "not-an-object", reason))
             return
-        values = element.get("values")
+        values, marks = element.get("values"), dict[str, int]()
         if isinstance(values, dict):
-            for key in element.keys() - _RESERVED:
+            for key in element.keys() - _BESIDE_VALUES:
                 reason = f"{shown(key)} stands beside values; put it inside values to store it"
                 self.rejected.append(Rejected(index, "unknown-field", reason, None, shown(key)))
+            marks, values = self._read_quality(index, element.get("quality"), values)
         else:
             values = {key: value for key, value in element.items() if key not in ("ts", "ack")}
         self._read_ack(index, element.get("ack"))
         self._count(len(values))
         if not values:
+            if element.get("values"):
+                # Of none was the quality understood, which has been said.
+                return
             self.rejected.append(Rejected(index, "empty", "there is no reading beside ts and ack"))
             return
-        self.take(index, element.get("ts"), values)
+        self.take(index, element.get("ts"), values, marks)
 
-    def take(self, index: int, time: Any, values: dict[str, Any]) -> None:
-        """Take the values of one moment: `time` is milliseconds, an RFC 3339 string, or None for now."""
+    def take(self, index: int, time: Any, values: dict[str, Any], marks: dict[str, int] | None = None) -> None:
+        """Take the values of one moment: `time` is milliseconds, an RFC 3339 string, or None for now; `marks`: see Parsed."""
         ts = self._read_ts(index, time)
         good = self._read_values(index, values)
         if ts is not None and good:
+            if marks and (kept := {key: mark for key, mark in marks.items() if key in good}):
+                self.marks[len(self.items)] = kept
             self.items.append((ts, good))
             self.places.append(index)
 
@@ -127,6 +141,26 @@ class Reader:
         elif ack is not None:
             reason = 'ack is true or false; send a signal of that name as {"values": {"ack": …}}'
             self.rejected.append(Rejected(index, "ack-not-boolean", reason, None, "ack"))
+
+    def _read_quality(self, index: int, quality: Any, values: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+        """(marks, the values whose quality is understood): one word for all of them, or an object that names some."""
+        words = quality if isinstance(quality, dict) else dict.fromkeys(values, quality)
+        if quality is None or not values:
+            return {}, values
+        marks, unread = {}, set[str]()
+        for key, word in words.items():
+            if key not in values:
+                reason = f"quality names {shown(key)}, which is not among the values"
+                self.rejected.append(Rejected(index, "unknown-field", reason, None, shown(key)))
+            elif word not in QUALITIES:
+                unread.add(key)
+                reason = f"the quality of a reading is one of {', '.join(QUALITIES)}"
+                self.rejected.append(
+                    Rejected(index, "quality-invalid", reason, "quality", shown(key), ", ".join(QUALITIES))
+                )
+            elif word != QUALITIES[GOOD]:
+                marks[key] = QUALITIES.index(word)
+        return marks, {key: value for key, value in values.items() if key not in unread} if unread else values
 
     def _read_ts(self, index: int, ts: Any) -> int | None:
         if ts is None:

@@ -42,7 +42,7 @@ _ROWS = sql(
     "FROM iiot.telemetry_batch WHERE (xid, id) > (CAST(:xid AS xid8), :id) ORDER BY telemetry_batch.xid, telemetry_batch.id LIMIT :rows"
 )
 _COLUMNS = (
-    "SELECT xid::text AS xid, id, array_send(signal_ids) AS signal_ids, array_send(ts) AS ts, array_send(num) AS num, txt "
+    "SELECT xid::text AS xid, id, array_send(signal_ids) AS signal_ids, array_send(ts) AS ts, array_send(num) AS num, txt, quality "
     "FROM iiot.telemetry_batch WHERE (xid, id) > (CAST(:xid AS xid8), :id) "
     "AND (xid, id) <= (CAST(:last_xid AS xid8), :last_id){} ORDER BY telemetry_batch.xid, telemetry_batch.id"
 )
@@ -86,7 +86,9 @@ class Row(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """Readings in the log's order, as equally long arrays. `row` counts within `rows`; text values are in `txt` by position, where `num` is NaN."""
+    """Readings in the log's order, as equally long arrays. `row` counts within `rows`; text values are in `txt` by position, where `num` is NaN;
+    `quality` by position, where it is not good, as a place in payloads.QUALITIES.
+    """
 
     rows: Sequence[Row]
     row: npt.NDArray[np.int32]
@@ -95,6 +97,7 @@ class Readings(NamedTuple):
     ts: npt.NDArray[np.int64]
     num: npt.NDArray[np.float64]
     txt: dict[int, str]
+    quality: dict[int, int]
 
 
 def read_rows(
@@ -155,10 +158,13 @@ def _join(rows: list[Row], found: list[Any]) -> Readings:
     signal_ids = [_decode(columns[2], _INT) for columns in found]
     sizes = [len(ids) for ids in signal_ids]
     txt: dict[int, str] = {}
+    quality: dict[int, int] = {}
     position = 0
     for size, columns in zip(sizes, found, strict=True):
         if columns[5] is not None:
             txt.update((position + i, value) for i, value in enumerate(columns[5]) if value is not None)
+        if columns[6] is not None:
+            quality.update((position + i, mark) for i, mark in enumerate(columns[6]) if mark is not None)
         position += size
     return Readings(
         rows,
@@ -168,6 +174,7 @@ def _join(rows: list[Row], found: list[Any]) -> Readings:
         _concatenate([_decode(columns[3], _LONG) for columns in found], np.int64),
         _concatenate([_decode(columns[4], _DOUBLE) for columns in found], np.float64),
         txt,
+        quality,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
+from iiot.payloads.reader import QUALITIES
 from iiot.services.batchlog import Readings
 from iiot.tenancy import sql
 
@@ -80,10 +81,24 @@ class Directory:
                 self.devices[device_id] = DeviceEntry(device_id, uid, tenant_id, tenant_uid)
 
 
+class Told(NamedTuple):
+    """Readings of one device: `readings` are {key: [(ts, value), …]}, `quality` {key: {ts: word}} of those that are not good."""
+
+    device: DeviceEntry
+    readings: dict[str, list[Any]]
+    quality: dict[str, dict[int, str]]
+    size: int
+
+    def event(self, cursor: str) -> dict[str, Any]:
+        """What people are told; everything up to `cursor` was told before."""
+        event = {"device_id": self.device.uid, "readings": self.readings, "cursor": cursor}
+        return event | {"quality": self.quality} if self.quality else event
+
+
 def telemetry(
     directory: Directory, readings: Readings, device_ids: npt.NDArray[np.int32], chosen: npt.NDArray[np.bool_]
-) -> Iterator[tuple[DeviceEntry, dict[str, list[Any]], int]]:
-    """(device, {key: [(ts, value), …]}, count) for the chosen readings, device by device, each signal in the log's order.
+) -> Iterator[Told]:
+    """The chosen readings, device by device, each signal in the log's order; more than MAX_EVENT of a device in several parts.
 
     Values have the type of their signal; JSON values stay text in `msgspec.Raw`.
     """
@@ -94,24 +109,35 @@ def telemetry(
     order = np.lexsort((signals, devices))
     positions, signals, devices = positions[order], signals[order], devices[order]
     cuts = np.flatnonzero(np.diff(signals)) + 1
-    current, shape, count = int(devices[0]), dict[str, list[Any]](), 0
+    current, shape, marks, count = int(devices[0]), dict[str, list[Any]](), dict[str, dict[int, str]](), 0
     for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(positions)], strict=True):
         device_id = int(devices[begin])
         if device_id != current:
             if shape:
-                yield directory.devices[current], shape, count
-            current, shape, count = device_id, {}, 0
+                yield Told(directory.devices[current], shape, marks, count)
+            current, shape, marks, count = device_id, {}, {}, 0
         key, kind = directory.signals[int(signals[begin])]
         values = _values(readings, positions[begin:end], kind)
+        marked = _marked(readings, positions[begin:end]) if readings.quality else {}
+        if marked:
+            marks[key] = marked
         while count + len(values) > MAX_EVENT:
             room = MAX_EVENT - count
-            yield directory.devices[current], shape | {key: values[:room]}, MAX_EVENT
-            values, shape, count = values[room:], {}, 0
+            yield Told(directory.devices[current], shape | {key: values[:room]}, marks, MAX_EVENT)
+            values, shape, marks, count = values[room:], {}, {key: marked} if marked else {}, 0
         if values:
             shape[key] = values
             count += len(values)
     if shape:
-        yield directory.devices[current], shape, count
+        yield Told(directory.devices[current], shape, marks, count)
+
+
+def _marked(readings: Readings, positions: npt.NDArray[np.int64]) -> dict[int, str]:
+    return {
+        int(readings.ts[position]): QUALITIES[readings.quality[position]]
+        for position in positions.tolist()
+        if position in readings.quality
+    }
 
 
 def _values(readings: Readings, positions: npt.NDArray[np.int64], kind: str) -> list[tuple[int, Any]]:

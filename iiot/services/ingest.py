@@ -34,12 +34,12 @@ INSERT = """
 NOTIFY telemetry_batch;
 WITH given AS MATERIALIZED (
     SELECT %s::integer AS tenant, %s::integer[] AS s, %s::bigint[] AS t, %s::double precision[] AS n, %s::text[] AS x,
-           %s::boolean AS late, %s::text AS protocol
+           %s::smallint[] AS q, %s::boolean AS late, %s::text AS protocol
 ), logged AS (
-    INSERT INTO iiot.telemetry_batch (tenant_id, signal_ids, ts, num, txt, late, protocol) SELECT tenant, s, t, n, x, late, protocol FROM given
+    INSERT INTO iiot.telemetry_batch (tenant_id, signal_ids, ts, num, txt, quality, late, protocol) SELECT tenant, s, t, n, x, q, late, protocol FROM given
 )
-INSERT INTO iiot.telemetry (tenant_id, signal_id, ts, num, txt)
-SELECT given.tenant, u.s, to_timestamp(u.t / 1000e0), u.n, u.x FROM given, unnest(s, t, n, x) AS u(s, t, n, x)
+INSERT INTO iiot.telemetry (tenant_id, signal_id, ts, num, txt, quality)
+SELECT given.tenant, u.s, to_timestamp(u.t / 1000e0), u.n, u.x, u.q FROM given, unnest(s, t, n, x, q) AS u(s, t, n, x, q)
 ON CONFLICT DO NOTHING
 """
 
@@ -96,6 +96,7 @@ class _Columns:
     ts: list[int] = field(default_factory=list)
     num: list[float | None] = field(default_factory=list)
     txt: dict[int, str] = field(default_factory=dict)
+    quality: dict[int, int] = field(default_factory=dict)
 
 
 REFUSALS = {
@@ -191,6 +192,20 @@ class _Batch:
         parsed = message.parsed
         columns = self.columns[device.tenant_id]
         before = len(columns.ts)
+        rejected, newest = self._collect(parsed, device, columns)
+        accepted = len(columns.ts) - before
+        budget.used += accepted
+        if rejected:
+            self._keep(message, device, rejected[0].code, rejected[0].reason, rejected)
+        if not accepted and rejected:
+            first = rejected[0]
+            return Outcome(
+                "rejected", 0, rejected, None, first.code, first.reason, first.limit, parsed.ack, None, first.allowed
+            )
+        return Outcome("stored", accepted, rejected, newest or None, ack=parsed.ack)
+
+    def _collect(self, parsed: Parsed, device: Resolved, columns: _Columns) -> tuple[list[Rejected], int]:
+        """Add what can be stored to the columns; (what cannot, the newest time)."""
         rejected = list(parsed.rejected)
         newest = 0
         signals, add_signal, add_ts, add_num = (
@@ -201,6 +216,7 @@ class _Batch:
         )
         for place, (ts, values) in enumerate(parsed.items):
             newest = max(newest, ts)
+            marks = parsed.marks.get(place) if parsed.marks else None
             for key, value in values.items():
                 signal = signals.get(key)
                 if signal is not None and signal[1] == NUMBER and value.__class__ is float:
@@ -214,16 +230,10 @@ class _Batch:
                         rejected.append(
                             Rejected(index, refusal[0], refusal[1].format(key=key), refusal[2], key, refusal[3])
                         )
-        accepted = len(columns.ts) - before
-        budget.used += accepted
-        if rejected:
-            self._keep(message, device, rejected[0].code, rejected[0].reason, rejected)
-        if not accepted and rejected:
-            first = rejected[0]
-            return Outcome(
-                "rejected", 0, rejected, None, first.code, first.reason, first.limit, parsed.ack, None, first.allowed
-            )
-        return Outcome("stored", accepted, rejected, newest or None, ack=parsed.ack)
+                        continue
+                if marks and key in marks:
+                    columns.quality[len(columns.num) - 1] = marks[key]
+        return rejected, newest
 
     @staticmethod
     def _other(
@@ -318,7 +328,8 @@ def detail_of(item: Rejected) -> dict[str, Any]:
 
 def _parameters(tenant_id: int, columns: _Columns) -> tuple[Any, ...]:
     """Array literals are made here: a third of the time that the driver needs for Python lists."""
-    texts = [columns.txt.get(place) for place in range(len(columns.num))] if columns.txt else None
+    places = range(len(columns.num))
+    texts = [columns.txt.get(place) for place in places] if columns.txt else None
     numbers = ",".join(map(repr, columns.num))
     return (
         tenant_id,
@@ -326,6 +337,7 @@ def _parameters(tenant_id: int, columns: _Columns) -> tuple[Any, ...]:
         "{" + ",".join(map(str, columns.ts)) + "}",
         "{" + (numbers.replace("None", "NULL") if texts else numbers) + "}",
         texts,
+        [columns.quality.get(place) for place in places] if columns.quality else None,
     )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from iiot.errors import Invalid
 from iiot.models import Signal, Tenant
+from iiot.payloads.reader import GOOD, QUALITIES
 from iiot.services import aggregates, devices, rollups
 from iiot.services.aggregates import Partials, TimeWeighted
 from iiot.services.arrays import Integers
@@ -31,7 +32,8 @@ MAX_ANSWER = 200_000
 MAX_SORTED = 5_000_000
 NUMERIC = ("number", "boolean")
 
-Point = tuple[int, Any]
+# (ms, value), where it is asked for with the word for its quality.
+Point = tuple[int, Any] | tuple[int, Any, str]
 Answer = dict[str, list[Point]]
 
 
@@ -41,6 +43,7 @@ class Question:
 
     `keys` None means all signals that can answer. `agg` None means raw readings; `interval` None with an `agg` means one bucket.
     `limit` is per signal, from the oldest, or from the newest when `descending`. `now` bounds how far a last value is carried.
+    `quality`: raw readings come with theirs.
     """
 
     keys: Sequence[str] | None
@@ -52,6 +55,7 @@ class Question:
     interval: Interval | None = None
     limit: int | None = None
     descending: bool = False
+    quality: bool = False
 
     def __post_init__(self) -> None:
         if self.stop <= self.start:
@@ -62,6 +66,8 @@ class Question:
             raise invalid(
                 "interval", "an interval needs an aggregate: add agg=avg, min, max, sum, count, … (not lttb)."
             )
+        if self.quality and self.agg is not None:
+            raise invalid("quality", "raw readings alone have a quality: leave out agg.")
         most = MAX_POINTS if self.agg == "lttb" else MAX_READINGS
         if self.limit is not None and not 1 <= self.limit <= most:
             raise invalid("limit", f"1 to {most}. For more, ask for shorter ranges one after the other, or use agg.")
@@ -86,6 +92,7 @@ class Asking:
     limit: int | None = None
     descending: bool = False
     tz: str | None = None
+    quality: bool = False
 
 
 def understand(db: Session, asking: Asking, now: int) -> Question:
@@ -104,6 +111,7 @@ def understand(db: Session, asking: Asking, now: int) -> Question:
         interval=parse_interval(asking.interval) if asking.interval is not None else None,
         limit=asking.limit,
         descending=asking.descending,
+        quality=asking.quality,
     )
 
 
@@ -186,7 +194,7 @@ class _Asked:
         """The answer for one signal, in the order and number that were asked for."""
         question = self.question
         if question.agg is None:
-            return self._raw(signal)
+            return self._marked(signal, self._raw(signal)) if question.quality else self._raw(signal)
         if question.agg == "lttb":
             points = self._chart(signal.id)
         elif signal.type in NUMERIC:
@@ -203,6 +211,13 @@ class _Asked:
         if signal.type in NUMERIC:
             return _pairs(*self.reader.edge(*span), signal.type == "boolean")
         return [(ts, value_of(signal.type, None, txt)) for ts, txt in self.reader.texts(*span)]
+
+    def _marked(self, signal: Signal, points: list[Point]) -> list[Point]:
+        if not points:
+            return points
+        ends = sorted((points[0][0], points[-1][0]))
+        marks = self.reader.marks(signal.id, ends[0], ends[1] + 1)
+        return [(point[0], point[1], QUALITIES[marks.get(point[0], GOOD)]) for point in points]
 
     def _chart(self, signal: int) -> list[Point]:
         question = self.question

@@ -34,6 +34,7 @@ _PART = tenancy.sql(f"{_PAIRS} {_WHERE} AND num IS NOT NULL ORDER BY ts) reading
 _OLDEST = tenancy.sql(f"{_PAIRS} {_WHERE} AND num IS NOT NULL ORDER BY ts LIMIT :limit) readings")
 _NEWEST = tenancy.sql(f"{_PAIRS} {_WHERE} AND num IS NOT NULL ORDER BY ts DESC LIMIT :limit) readings")
 _STAMPS = tenancy.sql(f"SELECT array_send(array_agg(ts)) FROM (SELECT ts {_WHERE} ORDER BY ts) readings")  # noqa: S608 constants only
+_MARKS = tenancy.sql(f"SELECT ts, quality {_WHERE} AND quality IS NOT NULL")
 _TEXT_ASC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts LIMIT :limit")
 _TEXT_DESC = tenancy.sql(f"SELECT ts, txt {_WHERE} ORDER BY ts DESC LIMIT :limit")
 _TEXT_AT = tenancy.sql(f"SELECT ts, txt {_WHERE} AND ts = ANY(:stamps) ORDER BY ts")
@@ -87,6 +88,11 @@ class Reader:
         bounds = _bounds(signal, stamps[0], stamps[-1] + 1)
         rows = self._db.execute(_TEXT_AT, {**bounds, "stamps": [clock.from_ms(ts) for ts in stamps]})
         return [txt for _, txt in rows]
+
+    def marks(self, signal: int, start: int, stop: int) -> dict[int, int]:
+        """ts → place in payloads.QUALITIES of the readings in [start, stop) that are not good."""
+        rows = self._db.execute(_MARKS, _bounds(signal, start, stop))
+        return {clock.to_ms(ts): quality for ts, quality in rows}
 
     def explain(self, signal: int, start: int, stop: int) -> list[str]:
         """PostgreSQL's plan for one part."""

@@ -15,6 +15,7 @@ from sqlalchemy.types import Text
 from iiot import clock
 from iiot.errors import Invalid, NotFound
 from iiot.models import Device, Latest, Signal
+from iiot.payloads.reader import GOOD, QUALITIES
 from iiot.services import audit, devices
 from iiot.services.listing import Found, Wanted, find
 from iiot.services.names import check_name
@@ -26,7 +27,7 @@ MAX_UNIT = 40
 
 # Columns, not objects, and built once: pages that show a device ask this again and again.
 _LATEST = (
-    select(Signal.key, Signal.type, Signal.unit, Latest.ts, Latest.num, Latest.txt)
+    select(Signal.key, Signal.type, Signal.unit, Latest.ts, Latest.num, Latest.txt, Latest.quality)
     .join(Latest, (Latest.tenant_id == Signal.tenant_id) & (Latest.signal_id == Signal.id))
     .where(Signal.device_id == bindparam("device"))
     .order_by(Signal.key)
@@ -37,7 +38,7 @@ _COLUMNS = {"unit": "unit", "min": "minimum", "max": "maximum", "writable": "wri
 _OF_DEVICES = (
     select(
         Device.uid, Signal.key, Signal.type, Signal.unit, Signal.minimum, Signal.maximum, Signal.writable,
-        Latest.ts, Latest.num, Latest.txt,
+        Latest.ts, Latest.num, Latest.txt, Latest.quality,
     )
     .join(Signal, (Signal.tenant_id == Device.tenant_id) & (Signal.device_id == Device.id))
     .outerjoin(Latest, (Latest.tenant_id == Signal.tenant_id) & (Latest.signal_id == Signal.id))
@@ -58,6 +59,7 @@ class SignalView:
     last_ts: datetime | None
     last_value: Any
     writable: bool = False
+    last_quality: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class LatestView:
     unit: str | None
     ts: datetime
     value: Any
+    quality: str
 
 
 def value_of(kind: str, num: float | None, txt: str | None) -> Any:
@@ -96,7 +99,10 @@ def search(db: ScopedSession, uid: str, wanted: Wanted) -> Found[SignalView]:
 def latest(db: ScopedSession, uid: str) -> list[LatestView]:
     """The newest readings of a device by key, signals without one left out; raises NotFound."""
     rows = db.execute(_LATEST, {"device": devices.id_of(db, uid)}).all()
-    return [LatestView(key, type_, unit, ts, value_of(type_, num, txt)) for key, type_, unit, ts, num, txt in rows]
+    return [
+        LatestView(key, type_, unit, ts, value_of(type_, num, txt), QUALITIES[mark or GOOD])
+        for key, type_, unit, ts, num, txt, mark in rows
+    ]
 
 
 def _newest(db: Session, signals: Sequence[int]) -> dict[int, Latest]:
@@ -106,14 +112,17 @@ def _newest(db: Session, signals: Sequence[int]) -> dict[int, Latest]:
 def _view(signal: Signal, newest: Latest | None) -> SignalView:
     value = value_of(signal.type, newest.num, newest.txt) if newest else None
     ts = newest.ts if newest else None
-    return SignalView(signal.key, signal.type, signal.unit, signal.minimum, signal.maximum, ts, value, signal.writable)
+    quality = QUALITIES[newest.quality or GOOD] if newest else None
+    return SignalView(
+        signal.key, signal.type, signal.unit, signal.minimum, signal.maximum, ts, value, signal.writable, quality
+    )
 
 
 def of_devices(db: ScopedSession, uids: Collection[str]) -> Iterator[tuple[str, SignalView]]:
     """(device uid, signal) of several devices, by key; unknown devices have none."""
-    for uid, key, kind, unit, low, high, writable, ts, num, txt in db.execute(_OF_DEVICES, {"uids": list(uids)}):
-        value = None if ts is None else value_of(kind, num, txt)
-        yield uid, SignalView(key, kind, unit, low, high, ts, value, writable)
+    for uid, key, kind, unit, low, high, writable, ts, num, txt, mark in db.execute(_OF_DEVICES, {"uids": list(uids)}):
+        value, quality = (None, None) if ts is None else (value_of(kind, num, txt), QUALITIES[mark or GOOD])
+        yield uid, SignalView(key, kind, unit, low, high, ts, value, writable, quality)
 
 
 def change(db: ScopedSession, uid: str, key: str, changes: Mapping[str, Any]) -> SignalView:

@@ -22,11 +22,11 @@ REPLAY = "replay"
 
 # Sorted, so that the rows of one page of the index are touched together. The strict comparison keeps the first of equal timestamps.
 _UPSERT = sql(
-    "INSERT INTO iiot.latest (tenant_id, signal_id, ts, num, txt) "
-    "SELECT u.tenant_id, u.signal_id, to_timestamp(u.ts / 1000e0), u.num, u.txt FROM unnest(CAST(:tenants AS integer[]), "
-    "CAST(:signals AS integer[]), CAST(:ts AS bigint[]), CAST(:num AS double precision[]), CAST(:txt AS text[])) "
-    "AS u (tenant_id, signal_id, ts, num, txt) "
-    "ON CONFLICT (tenant_id, signal_id) DO UPDATE SET ts = excluded.ts, num = excluded.num, txt = excluded.txt "
+    "INSERT INTO iiot.latest (tenant_id, signal_id, ts, num, txt, quality) "
+    "SELECT u.tenant_id, u.signal_id, to_timestamp(u.ts / 1000e0), u.num, u.txt, u.quality FROM unnest(CAST(:tenants AS integer[]), "
+    "CAST(:signals AS integer[]), CAST(:ts AS bigint[]), CAST(:num AS double precision[]), CAST(:txt AS text[]), CAST(:quality AS smallint[])) "
+    "AS u (tenant_id, signal_id, ts, num, txt, quality) "
+    "ON CONFLICT (tenant_id, signal_id) DO UPDATE SET ts = excluded.ts, num = excluded.num, txt = excluded.txt, quality = excluded.quality "
     "WHERE excluded.ts > latest.ts"
 )
 # A device that tells its state itself (status topic, last will) keeps it; any other is online because it sends.
@@ -79,6 +79,7 @@ class LatestEffect:
                 "ts": literal(readings.ts[chosen].tolist()),
                 "num": numbers if texts else literal(numbers),
                 "txt": texts,
+                "quality": [readings.quality.get(each) for each in chosen.tolist()] if readings.quality else None,
             },
         )
 

@@ -56,10 +56,10 @@ class LiveEffect:
             (
                 room,
                 "telemetry",
-                {"device_id": device.uid, "readings": shape, "cursor": cursor, "protocol": protocols[device.id]},
+                told.event(cursor) | {"protocol": protocols[told.device.id]},
             )
-            for device, shape, _ in telemetry(self._directory, readings, device_ids, chosen)
-            for room in heard[device.id]
+            for told in telemetry(self._directory, readings, device_ids, chosen)
+            for room in heard[told.device.id]
         )
 
     def _wanted(self, device_id: int, rooms: set[str]) -> list[str]:

@@ -35,6 +35,7 @@ SENT: list[tuple[bytes, str, str, str | None, Any]] = [
     (b'{"ts": "yesterday", "values": {"a": 1}}', JSON, "ts-invalid", *NOTHING),
     (b'{"ack": 1, "values": {}}', JSON, "ack-not-boolean", *NOTHING),
     (b'{"x": 1, "values": {}}', JSON, "unknown-field", *NOTHING),
+    (b'{"quality": "fine", "values": {"a": 1}}', JSON, "quality-invalid", "quality", "good, uncertain, bad"),
     (b'{"a": 1e400}', JSON, "number-out-of-range", "number", sys.float_info.max),
     (b'{"a": "' + b"x" * 262_144 + b'"}', JSON, "too-large", "message_bytes", 262_144),
     (b"[" + b'{"a":1},' * 10_000 + b'{"a":1}]', JSON, "too-many-readings", "readings_per_message", 10_000),

@@ -39,6 +39,13 @@ def read(person: Person, device: factories.DeviceRow, **query: Any) -> Any:
     return answer.get_json()
 
 
+def settle() -> None:
+    """The newest readings are noted."""
+    tailer = Tailer("latest", LatestEffect())
+    while tailer.step().outcome == "stepped":
+        pass
+
+
 def rfc(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
 
@@ -56,6 +63,29 @@ def test_raw_readings_are_pairs_of_milliseconds_and_value(admin: Person, device:
     assert every["state"] == [[BASE, "idle"]]
     assert every["running"] == [[BASE, True]]
     assert every["config"] == [[BASE, {"a": 1}]]
+
+
+def test_raw_readings_come_with_their_quality_where_it_is_asked_for(admin: Person, device: factories.DeviceRow) -> None:
+    factories.store(device.uid, (BASE, {"a": 1.0, "state": "idle"}))
+    marked = {"ts": BASE + 1, "values": {"a": 2.0, "state": "x"}, "quality": {"a": "bad"}}
+    with_late = [marked, {"ts": BASE + 2, "values": {"a": 3.0, "state": "y"}, "quality": "uncertain"}]
+    factories.send(device.uid, with_late)
+    span = {"from_": BASE, "to": BASE + HOUR, "quality": "true"}
+    assert read(admin, device, **span) == {
+        "a": [[BASE, 1.0, "good"], [BASE + 1, 2.0, "bad"], [BASE + 2, 3.0, "uncertain"]],
+        "state": [[BASE, "idle", "good"], [BASE + 1, "x", "good"], [BASE + 2, "y", "uncertain"]],
+    }
+    newest = read(admin, device, keys="a", order="desc", limit=2, **span)
+    assert newest == {"a": [[BASE + 2, 3.0, "uncertain"], [BASE + 1, 2.0, "bad"]]}
+    assert read(admin, device, keys="never", **span) == {"never": []}
+    settle()
+    found = admin.get(f"/devices/{device.uid}/latest").get_json()
+    assert (found["a"]["quality"], found["state"]["quality"]) == ("uncertain", "uncertain")
+    signals = admin.get(f"/devices/{device.uid}/signals").get_json()["items"]
+    assert {each["last_quality"] for each in signals} == {"uncertain"}
+    query = {"quality": "true", "agg": "avg"}
+    refused = admin.get(f"/devices/{device.uid}/telemetry", query_string=query)
+    assert "leave out agg" in check_problem(refused, 422, "invalid")["detail"]
 
 
 def test_times_are_read_in_every_form(admin: Person, device: factories.DeviceRow) -> None:
@@ -128,9 +158,7 @@ def test_numbers_cannot_be_made_of_texts(admin: Person, device: factories.Device
 
 def test_signals_come_with_their_newest_reading_page_by_page(admin: Person, device: factories.DeviceRow) -> None:
     fill(device)
-    tailer = Tailer("latest", LatestEffect())
-    while tailer.step().outcome == "stepped":
-        pass
+    settle()
     answer = admin.get(f"/devices/{device.uid}/signals", query_string={"limit": 3}).get_json()
     assert [item["key"] for item in answer["items"]] == ["config", "running", "state"]
     assert answer["total"] == 4
@@ -150,6 +178,7 @@ def test_signals_come_with_their_newest_reading_page_by_page(admin: Person, devi
         "min": None,
         "max": None,
         "last_value": 27.0,
+        "last_quality": "good",
         "writable": False,
     }
     latest = admin.get(f"/devices/{device.uid}/latest").get_json()

@@ -38,6 +38,8 @@ def _look_at(parsed: Parsed) -> None:
         assert NOW - payloads.MAX_AGE_MS <= ts <= NOW + payloads.MAX_AHEAD_MS
         assert all(payloads.KEY_PATTERN.fullmatch(key) for key in values)
         assert all(not isinstance(value, float) or math.isfinite(value) for value in values.values())
+    for place, marks in (parsed.marks or {}).items():
+        assert marks.keys() <= parsed.items[place][1].keys()
 
 
 def _children(content_type: str | None) -> Callable[[bytes], None]:

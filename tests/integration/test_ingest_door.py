@@ -69,6 +69,21 @@ def test_the_same_again_is_a_duplicate_and_the_first_value_stands(device: Device
     assert readings(device) == {"a": [(1.0, None), (3.0, None)]}
 
 
+def test_the_quality_of_a_reading_is_stored_and_logged(device: DeviceRow) -> None:
+    content = [
+        {"values": {"a": 1.0, "b": 2.0, "name": "x"}, "quality": {"b": "bad", "name": "uncertain"}},
+        {"ts": now_ms() - 9, "values": {"a": "a text", "b": 3.0}, "quality": "uncertain"},
+    ]
+    assert factories.send(device.uid, content).stored == 4
+    query = """SELECT s.key, t.num, t.quality FROM iiot.telemetry t JOIN iiot.signal s ON s.tenant_id = t.tenant_id AND s.id = t.signal_id
+        WHERE s.device_id = %s ORDER BY s.key, t.ts DESC"""
+    assert rows(query, device.device_id) == [("a", 1.0, None), ("b", 2.0, 2), ("b", 3.0, 1), ("name", None, 1)]
+    query = "SELECT quality FROM iiot.telemetry_batch WHERE tenant_id = %s ORDER BY xid, id"
+    assert rows(query, device.tenant_id) == [([None, 2, 1, 1],)]
+    store(device.uid, a=2.0)
+    assert rows(query, device.tenant_id)[1:] == [(None,)]
+
+
 def test_the_same_reading_twice_in_one_batch_counts_once(device: DeviceRow) -> None:
     now = now_ms()
     outcomes = ingest([message(device.uid, (now, {"a": 1.0})), message(device.uid, (now, {"a": 2.0}))])

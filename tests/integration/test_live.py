@@ -69,6 +69,21 @@ def test_a_reading_reaches_who_listens_to_its_device(server: WebServer, house: H
         }
 
 
+def test_the_quality_of_a_reading_is_told_and_told_again(server: WebServer, house: House) -> None:
+    device = house.devices[0]
+    with listening(server.url, house.token, devices=[device.uid]) as listener:
+        factories.store(device.uid, t=1.0)
+        eventually(lambda: listener.readings)
+        before, at = listener.cursor, clock.now_ms()
+        factories.send(device.uid, {"ts": at, "values": {"t": 2.0, "u": 3.0}, "quality": {"t": "bad"}})
+        eventually(lambda: (device.uid, "u", at) in listener.readings)
+        assert listener.quality == {(device.uid, "t", at): "bad"}
+        eventually(lambda: _lag() == 0)
+        with listening(server.url, house.token, devices=[device.uid]) as again:
+            again.ask("resume", {"cursor": before})
+            eventually(lambda: again.quality == {(device.uid, "t", at): "bad"})
+
+
 def test_a_tenant_subscription_brings_each_reading_once(server: WebServer, house: House) -> None:
     one, two = house.devices
     with listening(server.url, house.token, devices=[one.uid], tenant=True) as listener:

@@ -153,6 +153,48 @@ def test_a_value_outside_its_range_is_uncertain(server: Server, side: Side) -> N
     run(look())
 
 
+def test_what_a_device_says_of_a_readings_quality_is_its_status(server: Server, side: Side) -> None:
+    device = side.device(a=1.0)
+    now = clock.now_ms()
+
+    async def look() -> None:
+        async with server.connected(side.user("viewer")) as client:
+            signal = node(client, f"{device.uid}/a")
+            heard = Heard()
+            subscription = await client.create_subscription(100, heard)
+            await subscription.subscribe_data_change(signal)
+            await heard.until((f"{device.uid}/a", 1.0))
+            for number, word in ((2.0, "uncertain"), (3.0, "bad"), (4.0, "good")):
+                message = {"ts": now + int(number), "values": {"a": number}, "quality": word}
+                await asyncio.to_thread(factories.send, device.uid, message)
+                await heard.until((f"{device.uid}/a", number))
+            told = {each.Value.Value: each.StatusCode.value for each in heard.raw}
+            codes = ua.StatusCodes
+            assert told == {1.0: codes.Good, 2.0: codes.Uncertain, 3.0: codes.Bad, 4.0: codes.Good}
+            history = await signal.read_raw_history(
+                datetime.fromtimestamp((now + 1) / 1000, UTC), datetime.fromtimestamp(now / 1000 + 60, UTC)
+            )
+            judged = {each.Value.Value: each.StatusCode.value for each in history if each.Value.Value > 1.0}
+            assert judged == {2.0: codes.Uncertain, 3.0: codes.Bad, 4.0: codes.Good}
+
+    run(look())
+    # A view that begins later reads the newest ones from the database.
+    other = Side(factories.make_tenant())
+    known = other.device()
+    factories.send(known.uid, {"values": {"a": 5.0}, "quality": "bad"})
+
+    async def look_later() -> None:
+        async with server.connected(other.user("viewer")) as client:
+
+            async def there() -> ua.DataValue | None:
+                value = await node(client, f"{known.uid}/a").read_data_value(raise_on_bad_status=False)
+                return value if value.Value is not None and value.Value.Value == 5.0 else None
+
+            assert (await soon(there)).StatusCode.value == ua.StatusCodes.Bad
+
+    run(look_later())
+
+
 def test_history_is_read_in_both_directions_and_in_pages(server: Server, side: Side) -> None:
     device = side.device()
     first = clock.now_ms() // 1000 * 1000 - 3_600_000

@@ -107,6 +107,33 @@ def test_one_bad_element_does_not_spoil_the_others() -> None:
     ]
 
 
+def test_readings_have_a_quality_of_one_word_or_each_its_own() -> None:
+    all_of_them = parse(b'{"values":{"a":1,"b":2},"quality":"uncertain"}', None, NOW)
+    assert (all_of_them.items, all_of_them.marks) == ([(NOW, {"a": 1.0, "b": 2.0})], {0: {"a": 1, "b": 1}})
+    content = b'[{"values":{"a":1}},{},{"values":{"a":1,"b":2,"c":3},"quality":{"a":"bad","b":"good"}}]'
+    some = parse(content, None, NOW)
+    assert (some.marks, some.places) == ({1: {"a": 2}}, [0, 2])
+    assert parse(b'{"values":{"a":1},"quality":"good"}', None, NOW).marks is None
+    assert parse(b'{"values":{"a":1},"quality":null}', None, NOW).marks is None
+    # Without `values` it is a signal like any other.
+    assert parse(b'{"a":1,"quality":"bad"}', None, NOW).items == [(NOW, {"a": 1.0, "quality": "bad"})]
+
+
+@pytest.mark.parametrize("quality", ['"fine"', "1", "true", "[]", '{"a":"fine"}', '{"a":null}', '{"a":["bad"]}'])
+def test_a_reading_whose_quality_is_not_understood_is_not_stored_as_good(quality: str) -> None:
+    parsed = parse(f'{{"values":{{"a":1}},"ack":true,"quality":{quality}}}'.encode(), None, NOW)
+    assert (parsed.items, parsed.ack, parsed.marks) == ([], True, None)
+    [refused] = parsed.rejected
+    assert (refused.code, refused.key, refused.limit) == ("quality-invalid", "a", "quality")
+    assert refused.allowed == "good, uncertain, bad"
+
+
+def test_the_quality_of_something_else_is_refused_and_the_readings_stored() -> None:
+    parsed = parse(b'{"values":{"a":1},"quality":{"a":"bad","b":"bad"}}', None, NOW)
+    assert (parsed.items, parsed.marks) == ([(NOW, {"a": 1.0})], {0: {"a": 2}})
+    assert [(item.code, item.key) for item in parsed.rejected] == [("unknown-field", "b")]
+
+
 def test_one_bad_reading_does_not_spoil_the_others() -> None:
     parsed = parse(b'{"good":1,"not good":2,"none":null}', None, NOW)
     assert parsed.items == [(NOW, {"good": 1.0})]

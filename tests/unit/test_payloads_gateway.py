@@ -116,6 +116,15 @@ def test_what_is_no_state(name: str) -> None:
     assert refused.value.code in (code, "not-finite" if code == "number-out-of-range" else code)
 
 
+def test_a_state_and_a_child_keep_their_quality() -> None:
+    topic = HomeTopic("villa", "hall", "light", "x")
+    parsed = parse_state(topic, b'{"values":{"state":"ON","brightness":9},"quality":{"state":"bad"}}', NOW)
+    assert parsed.marks == {0: {"light/x/state": 2}}
+    [(child, _)] = parse_children(b'{"p":{"values":{"a":1},"quality":"uncertain"}}', None, NOW).values()
+    assert isinstance(child, Parsed)
+    assert child.marks == {0: {"a": 1}}
+
+
 def test_what_is_wrong_beside_a_good_state_is_named() -> None:
     parsed = parse_state(HomeTopic("h", "n", "light", "x"), b'{"state": "ON", "brightness": 400}', NOW)
     assert parsed.items == [(NOW, {"light/x/state": "ON"})]

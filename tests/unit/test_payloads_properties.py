@@ -24,8 +24,11 @@ scalars = st.one_of(
 json_values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3)
 )
+words = st.sampled_from(["good", "uncertain", "bad", "fine", None, 1])
+qualities = words | st.dictionaries(keys, words, max_size=3)
 wrapped = st.fixed_dictionaries(
-    {"values": st.dictionaries(keys, json_values, max_size=3)}, optional={"ts": scalars, "ack": scalars}
+    {"values": st.dictionaries(keys, json_values, max_size=3)},
+    optional={"ts": scalars, "ack": scalars, "quality": qualities},
 )
 documents = st.one_of(json_values, wrapped, st.lists(wrapped, max_size=3))
 
@@ -43,7 +46,10 @@ def outcome(payload: bytes) -> tuple[Any, ...]:
             assert payloads.KEY_PATTERN.fullmatch(key)
             assert type(value) in (float, bool, str, dict, list)
             assert not isinstance(value, float) or math.isfinite(value)
-    return parsed.items, parsed.rejected, parsed.ack
+    for place, marks in (parsed.marks or {}).items():
+        assert marks.keys() <= parsed.items[place][1].keys()
+        assert set(marks.values()) <= {1, 2}
+    return parsed.items, parsed.rejected, parsed.ack, parsed.marks
 
 
 def carefully(payload: bytes) -> tuple[Any, ...]:
@@ -52,7 +58,7 @@ def carefully(payload: bytes) -> tuple[Any, ...]:
         parsed: Parsed = payloads._parse_carefully(payload, None, NOW)
     except PayloadError as error:
         return error.code, error.reason, error.limit, error.allowed
-    return parsed.items, parsed.rejected, parsed.ack
+    return parsed.items, parsed.rejected, parsed.ack, parsed.marks
 
 
 @given(st.binary(max_size=200))

@@ -63,7 +63,9 @@ def _readings(rows: list[tuple[int, int, int]]) -> Readings:
         np.array(column, dtype=np.int64) for column in (zip(*rows, strict=True) if rows else ([], [], []))
     )
     empty = np.zeros(len(rows))
-    return Readings([row], empty.astype(np.int32), tenants.astype(np.int32), signals.astype(np.int32), ts, empty, {})
+    return Readings(
+        [row], empty.astype(np.int32), tenants.astype(np.int32), signals.astype(np.int32), ts, empty, {}, {}
+    )
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(0, 3))))

@@ -6,10 +6,10 @@ import { LiveElement } from "./live-element.js";
 customElements.define("iiot-values", class extends LiveElement {
   connect() {
     this.uid = this.getAttribute("device");
-    return [watch(this.uid), on("telemetry", (message) => { if (message.device_id === this.uid) this.take(message.readings); })];
+    return [watch(this.uid), on("telemetry", (message) => { if (message.device_id === this.uid) this.take(message.readings, message.quality ?? {}); })];
   }
 
-  take(readings) {
+  take(readings, quality) {
     for (const [key, list] of Object.entries(readings)) {
       const [ts, value] = list.reduce((newest, each) => (each[0] >= newest[0] ? each : newest));
       const row = this.row(key);
@@ -17,6 +17,10 @@ customElements.define("iiot-values", class extends LiveElement {
       if (Number(row.dataset.ts) > ts) continue;
       row.dataset.ts = ts;
       row.querySelector("[data-value]").textContent = format(value);
+      const word = quality[key]?.[ts] ?? "good";
+      const chip = row.querySelector("[data-quality]");
+      chip.hidden = word === "good";
+      chip.textContent = chip.dataset.quality = word;
       row.querySelector("iiot-time").set(ts);
       row.classList.remove("flash");
       requestAnimationFrame(() => row.classList.add("flash"));
@@ -31,7 +35,7 @@ customElements.define("iiot-values", class extends LiveElement {
     const row = this.querySelector("tbody").insertRow();
     row.dataset.key = key;
     row.dataset.ts = "0";
-    row.innerHTML = '<td class="wrap-anywhere"><a class="name"></a></td><td class="right wrap-anywhere"><b data-value></b></td><td class="right text-nowrap"><iiot-time></iiot-time></td>';
+    row.innerHTML = '<td class="wrap-anywhere"><a class="name"></a></td><td class="right wrap-anywhere"><span class="chip quality" data-quality="good" title="The device says how far it can be trusted" hidden></span> <b data-value></b></td><td class="right text-nowrap"><iiot-time></iiot-time></td>';
     row.querySelector("a").textContent = key;
     row.querySelector("a").href = `/devices/${this.uid}/chart?keys=${encodeURIComponent(key)}`;
     return row;
