@@ -140,7 +140,7 @@ class BareReader:
                 "{" + ",".join(map(form, column)) + "}" for form, column in ((str, ids), (str, times), (repr, values))
             ]  # type: ignore[operator]
             with self.database.cursor() as cursor:
-                cursor.execute(self.statement, (self.tenant, *arrays, None, False, "mqtt"))
+                cursor.execute(self.statement, (self.tenant, *arrays, None, None, False, "mqtt"))
             self.database.commit()
             self.connection.sendall(wire.pubacks([number for number, _, _ in batch]))
 
