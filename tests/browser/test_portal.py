@@ -110,6 +110,23 @@ def test_a_device_is_added_connected_and_drawn_live(page: Page, account: Account
     expect(summary).to_contain_text("2 points shown")
 
 
+def test_the_quality_of_a_value_is_shown_where_it_is_not_good(page: Page, account: Account) -> None:
+    device = account.add_device("Doubtful")
+    account.send(device, {"values": {"level": 3, "flow": 1.5}, "quality": {"level": "bad"}})
+    page.goto(f"/devices/{device['id']}")
+    level, flow = (page.locator(f"tr[data-key={key}]") for key in ("level", "flow"))
+    expect(level.locator("[data-quality]")).to_have_text("bad")
+    expect(flow.locator("[data-quality]")).to_be_hidden()
+    live(page)
+    account.send(device, {"values": {"level": 4, "depth": 7}, "quality": "uncertain"})
+    expect(level.locator("[data-value]")).to_have_text("4")
+    expect(level.locator("[data-quality]")).to_have_text("uncertain")
+    expect(page.locator("tr[data-key=depth] [data-quality]")).to_have_text("uncertain")
+    account.send(device, {"level": 5})
+    expect(level.locator("[data-value]")).to_have_text("5")
+    expect(level.locator("[data-quality]")).to_be_hidden()
+
+
 def test_the_command_shown_for_http_works_as_it_is(page: Page, account: Account, tmp_path: Any) -> None:
     import shutil
     import subprocess
