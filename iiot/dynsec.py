@@ -11,11 +11,11 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from paho.mqtt.client import Client, MQTTMessage
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client, MQTTMessage
 
 CONTROL: Final = "$CONTROL/dynamic-security/v1"
 RESPONSE: Final = "$CONTROL/dynamic-security/v1/response"
@@ -38,6 +38,10 @@ class Exchange:
     """
 
     def __init__(self, url: str, authority: Path | None = None) -> None:
+        # Imported when it is needed: paho brings a DNS library, together 16 MB in each of half a dozen processes.
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+
         self.parts = urlsplit(url)
         self.port = self.parts.port or (8883 if self.parts.scheme == "mqtts" else 1883)
         # Random: several processes may talk to the broker at once, and each has to get its own answer.
@@ -51,6 +55,7 @@ class Exchange:
         self.client.connect_timeout = TIMEOUT
         if self.parts.scheme == "mqtts":
             self.client.tls_set(None if authority is None else str(authority))
+        self._is_fine = MQTTErrorCode.MQTT_ERR_SUCCESS
         self.refusal: str | None = None
         self.connected = False
         self.subscribed = False
@@ -88,7 +93,7 @@ class Exchange:
             code = self.client.loop(min(left, 0.5))
             if self.refusal is not None:
                 raise BrokerUnavailable(self.refusal)
-            if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            if code != self._is_fine:
                 raise BrokerUnavailable(f"the broker ended the connection: {code.name}")
 
     def _close(self) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -30,7 +30,9 @@ from protocols.devices import Devices
 from protocols.halving import Halving, Store
 from protocols.lanes import LONGEST_REST, LateQueue, Line
 from protocols.orders import Orders, note_outage, take_answers
-from protocols.plant import Plant
+
+if TYPE_CHECKING:
+    from protocols.plant import Plant
 
 BATCH: Final = 4_000
 LINGER_SECONDS: Final = 0.025
@@ -152,6 +154,9 @@ class Runner:
 
     def plant(self) -> Plant:
         """See `Inbox.plant`."""
+        # Few adapters serve what is stored, and it needs numpy: 20 MB that the others save.
+        from protocols.plant import Plant
+
         return Plant(self.name)
 
     def finish(self) -> None:
