@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# What Socket.IO and the limits take along wherever it is installed, for a client's side and for another store: 8 MB a worker.
+sys.modules.update(dict.fromkeys(("requests", "websocket", "valkey")))  # type: ignore[arg-type]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

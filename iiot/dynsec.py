@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
+from iiot import lean
+
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessage
 
@@ -38,7 +40,8 @@ class Exchange:
     """
 
     def __init__(self, url: str, authority: Path | None = None) -> None:
-        # Imported when it is needed: paho brings a DNS library, together 16 MB in each of half a dozen processes.
+        # Imported when it is needed, by few processes.
+        lean.load("paho.mqtt.client", "dns")
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 

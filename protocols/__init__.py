@@ -1,4 +1,6 @@
 """Protocol adapters: each brings messages of devices in, and answers out, over one protocol."""
 
-# Before structlog, see there.
-import iiot  # noqa: F401
+from iiot import lean
+
+# It would take a DNS library along (dnspython, 16 MB) for SRV records, which no adapter looks up.
+lean.load("paho.mqtt.client", "dns")

@@ -61,20 +61,20 @@ def prepare(message: Message) -> Any:
 
 
 class Ears:
-    """Notes that gateways were heard, which their children's readings do not say, each once in a while."""
+    """Notes that devices were heard which have sent no readings of their own, each once in a while."""
 
     def __init__(self, protocol: str) -> None:
         self.protocol = protocol
         self._heard: dict[str, float] = {}
 
-    def news(self, uids: set[str]) -> list[StatusEvent]:
-        """What is to be told the presence of gateways that were heard just now."""
+    def news(self, uids: set[str], reason: str = "telemetry") -> list[StatusEvent]:
+        """What is to be told the presence of gateways that sent for others just now, or of devices that answered a command."""
         now = time.monotonic()
         due = [uid for uid in uids if now - self._heard.get(uid, -HEARD_SECONDS) >= HEARD_SECONDS]
         if len(self._heard) > HEARD_KEPT:
             self._heard.clear()
         self._heard.update(dict.fromkeys(due, now))
-        return [StatusEvent(uid, True, "telemetry", self.protocol, is_said=False) for uid in due]
+        return [StatusEvent(uid, True, reason, self.protocol, is_said=False) for uid in due]
 
 
 class Through:

@@ -318,12 +318,14 @@ class Runner:
             else:
                 incoming.append(message.prepared or translate.incoming(message, self.name))
                 places.append(place)
+        answered = {batch[place].uid for place in answers}
         for place, refused in take_answers(self.name, batch, answers):
             incoming.append(refused)
             places.append(place)
+            answered.discard(refused.uid)
         through = gateways.Through(self.name, for_others)
         incoming += through.incoming
-        events += through.events + self._ears.news(through.heard)
+        events += through.events + self._ears.news(through.heard) + self._ears.news(answered, "answer")
         results: list[Result] = []
         if incoming:
             halving = Halving(self.store, incoming, late)

@@ -8,10 +8,11 @@ from pydantic import Field
 from iiot import tenancy, web
 from iiot.errors import Conflict, Invalid, NotFound, Problem
 from iiot.payloads import PayloadError
-from iiot.services import command_approval, command_bell, command_delivery, commands
+from iiot.services import command_approval, command_bell, command_delivery, commands, presence
 from iiot.services.command_delivery import Answer, Order
 from iiot.services.ingest import Incoming, ingest
 from iiot.services.listing import Wanted
+from iiot.services.presence import StatusEvent
 
 api = web.Api("commands")
 
@@ -221,6 +222,7 @@ def answer_command(ctx: web.Context, command_id: str, body: AnswerIn) -> None:
         topic = f"POST {web.PREFIX}/commands/{command_id}/result"
         ingest([Incoming(uid, None, refused, command_delivery.HTTP, topic, body.model_dump_json().encode())])
         raise _problem(refused)
+    presence.status([StatusEvent(uid, True, "answer", command_delivery.HTTP, is_said=False)])
 
 
 def _wrong_result(body: AnswerIn) -> PayloadError | None:

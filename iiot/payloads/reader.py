@@ -106,11 +106,12 @@ class Reader:
             for key in element.keys() - _BESIDE_VALUES:
                 reason = f"{shown(key)} stands beside values; put it inside values to store it"
                 self.rejected.append(Rejected(index, "unknown-field", reason, None, shown(key)))
+            self._count(len(values))
             marks, values = self._read_quality(index, element.get("quality"), values)
         else:
             values = {key: value for key, value in element.items() if key not in ("ts", "ack")}
+            self._count(len(values))
         self._read_ack(index, element.get("ack"))
-        self._count(len(values))
         if not values:
             if element.get("values"):
                 # Of none was the quality understood, which has been said.

@@ -102,6 +102,7 @@ TEXTS = {
     ("online", "status"): "It said that it is online",
     ("online", "retained"): "It had said that it is online",
     ("online", "telemetry"): "It sent readings",
+    ("online", "answer"): "It answered a command",
     ("offline", "status"): "It said goodbye, or the broker said it for it (last will) because the connection was lost",
     ("offline", "retained"): "It had said goodbye, or its last will had",
     ("online", "declared"): "Somebody set it online",

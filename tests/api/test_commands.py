@@ -98,6 +98,7 @@ def test_a_device_fetches_and_answers(admin: Person, pump: Thing) -> None:
     assert (found["state"], found["result"]) == ("done", {"uptime": 0})
     assert states(found) == ["queued", "sent", "delivered", "done"]
     assert fetch(admin, pump) == []
+    assert admin.get(f"/devices/{pump.uid}").get_json()["status"] == "online"
 
 
 def test_what_was_handed_out_and_not_answered_comes_again(admin: Person, pump: Thing) -> None:

@@ -19,7 +19,7 @@ from protocols.devices import Devices
 from tests import factories
 from tests.integration.mqtt_brokers import KINDS, Broker, running
 from tests.integration.mqtt_devices import Connected, Device, adapter, online
-from tests.services import eventually
+from tests.services import MosquittoServer, eventually
 
 
 class Gateway(Device):
@@ -207,8 +207,11 @@ def test_nothing_comes_from_a_tenant_that_is_suspended(broker: Broker, gateway: 
     with online(broker, gateway) as device:
         factories.rows("UPDATE iiot.tenant SET status = 'suspended' WHERE id = %s", gateway.tenant.tenant_id)
         device.publish(gateway.topic, '{"a": {"t": 1}}')
-        [notice] = eventually(lambda: notices(device), 30)
-    assert notice["code"] == "tenant-suspended"
+        eventually(lambda: gateway.rejections == ["tenant-suspended"], 30)
+        # amqtt looks into the database itself and may have ended the connection by now.
+        if isinstance(broker, MosquittoServer):
+            [notice] = eventually(lambda: notices(device), 30)
+            assert notice["code"] == "tenant-suspended"
     assert gateway.child("a") is None
     assert gateway.inbox() == {}
 

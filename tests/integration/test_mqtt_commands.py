@@ -90,6 +90,23 @@ def test_a_command_goes_to_the_device_and_its_answer_comes_back(
         assert (found.result, found.protocol) == ({"rpm": 1498}, "mqtt")
 
 
+def test_a_device_that_only_answers_is_online(
+    running: AdapterProcess, mosquitto: MosquittoServer, pump: Device
+) -> None:
+    state = "SELECT status, tells_status, last_seen_at IS NOT NULL FROM iiot.device WHERE id = %s"
+    with online(mosquitto, pump) as device:
+        uid = order(pump, "restart")
+        eventually(lambda: given(device), 30)
+        assert factories.rows(state, pump.device_id) == [("new", False, False)]
+        say(pump, device, "a" * 26, "done")
+        eventually(lambda: pump.rejections == ["unknown-command"])
+        assert factories.rows(state, pump.device_id) == [("new", False, False)]
+        say(pump, device, uid, "done")
+        eventually(lambda: factories.rows(state, pump.device_id) == [("online", False, True)])
+    event = "SELECT online, reason, protocol FROM iiot.connection_event WHERE device_id = %s"
+    assert factories.rows(event, pump.device_id) == [(True, "answer", "mqtt")]
+
+
 def test_the_second_goes_out_after_the_first_has_ended(
     running: AdapterProcess, mosquitto: MosquittoServer, pump: Device
 ) -> None:

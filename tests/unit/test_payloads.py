@@ -128,6 +128,12 @@ def test_a_reading_whose_quality_is_not_understood_is_not_stored_as_good(quality
     assert refused.allowed == "good, uncertain, bad"
 
 
+def test_readings_of_a_quality_that_is_not_understood_count_towards_the_limit() -> None:
+    values = ",".join(f'"k{number}":1' for number in range(payloads.MAX_READINGS + 1))
+    with pytest.raises(PayloadError, match="at most 10000 readings"):
+        parse(f'{{"values":{{{values}}},"quality":"fine"}}'.encode(), None, NOW)
+
+
 def test_the_quality_of_something_else_is_refused_and_the_readings_stored() -> None:
     parsed = parse(b'{"values":{"a":1},"quality":{"a":"bad","b":"bad"}}', None, NOW)
     assert (parsed.items, parsed.marks) == ([(NOW, {"a": 1.0})], {0: {"a": 2}})
