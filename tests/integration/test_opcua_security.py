@@ -23,7 +23,7 @@ from protocols import opcua, opcua_certificates, opcua_history, opcua_server, op
 from protocols.base import AdapterError
 from protocols.served import Signal
 from tests import factories, services
-from tests.integration.opcua_clients import Heard, Server, Side, node, pair, run, secure, serving
+from tests.integration.opcua_clients import Heard, Server, Side, node, pair, run, secure, serving, soon
 from tests.services import eventually
 
 
@@ -182,7 +182,12 @@ def test_a_message_that_is_too_long_or_in_too_many_chunks_ends_its_connection_al
             finally:
                 with contextlib.suppress(ua.UaError, ConnectionError, asyncio.TimeoutError):
                     await client.disconnect()
-            assert server.metric("iiot_opcua_refused_total", reason="malformed") == refused + 1
+
+            # The client hears it a moment before it is counted.
+            async def counted() -> bool:
+                return server.metric("iiot_opcua_refused_total", reason="malformed") == refused + 1
+
+            assert await soon(counted)
             assert await signal.read_value() == "short"
 
     run(look())

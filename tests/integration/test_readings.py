@@ -354,7 +354,7 @@ def test_a_range_that_ends_before_it_begins_is_refused(device: factories.DeviceR
 def test_what_takes_too_long_is_refused_with_what_to_do(device: factories.DeviceRow) -> None:
     put(device, [(BASE + i, float(i)) for i in range(60_000)])
     with tenancy.work(tenancy.of_device(device)) as db:
-        db.execute(tenancy.sql("SET LOCAL statement_timeout = '1ms'"))
+        db.execute(tenancy.sql("SET LOCAL statement_timeout = '5ms'"))
         with pytest.raises(Problem, match="shorter range") as refused:
             readings.answer(db, device.uid, Question(None, BASE, BASE + DAY, NOW, UTC, agg="p95"))
         db.rollback()
