@@ -225,8 +225,9 @@ def test_the_inbox_of_a_gateway_is_bounded_and_says_so(
         eventually(lambda: len(gateway.rejections) == 3, 30)
         device.publish(gateway.topic, json.dumps({"another": {"t": 1}, "child 0": {"t": 2}}))
         eventually(lambda: gateway.rejections == ["inbox-full"] * 4, 30)
+        # What is refused is kept in a commit before that of what waits.
+        eventually(lambda: gateway.inbox()["child 0"].messages == 2, 30)
     assert len(gateway.inbox()) == children.MOST_WAITING
-    assert gateway.inbox()["child 0"].messages == 2
     with tenancy.work(tenancy.of(gateway.tenant)) as db:
         assert discoveries.full_gateways(db) == ["gateway"]
 
