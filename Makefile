@@ -54,8 +54,8 @@ docs: setup ## Write docs/reference anew from the code.
 
 lock: setup ## Resolve requirements.in into requirements.txt with hashes.
 	@$(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 -q requirements.in -o requirements.txt
-	@for folder in asyncua_tools aiocoap_client; do \
-	  $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 -q tests/foreign/$$folder/requirements.in -o tests/foreign/$$folder/requirements.txt || exit; done
+	@for wanted in tests/foreign/*/requirements.in; do \
+	  $(PY) -m uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --python-version 3.11 -q $$wanted -o $${wanted%.in}.txt || exit; done
 
 format: setup ## Format the Python code and mend what ruff can mend.
 	@$(PY) -m ruff check --fix -q .

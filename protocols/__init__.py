@@ -2,5 +2,5 @@
 
 from iiot import lean
 
-# It would take a DNS library along (dnspython, 16 MB) for SRV records, which no adapter looks up.
+# It would take a DNS library along (dnspython, 4 MB) for SRV records, which no adapter looks up.
 lean.load("paho.mqtt.client", "dns")

@@ -154,7 +154,7 @@ class Runner:
 
     def plant(self) -> Plant:
         """See `Inbox.plant`."""
-        # Few adapters serve what is stored, and it needs numpy: 20 MB that the others save.
+        # Few adapters serve what is stored, and it needs numpy: 13 MB that the others save.
         from protocols.plant import Plant
 
         return Plant(self.name)

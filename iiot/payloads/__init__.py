@@ -27,6 +27,7 @@ import msgspec
 
 from iiot.payloads import cbor, senml
 from iiot.payloads.reader import (
+    GOOD,
     KEY_PATTERN,
     MAX_AGE_MS,
     MAX_AHEAD_MS,
@@ -51,9 +52,9 @@ from iiot.payloads.reader import (
 )
 
 __all__ = [
-    "KEY_PATTERN", "MAX_AGE_MS", "MAX_AHEAD_MS", "MAX_BYTES", "MAX_DEPTH", "MAX_JSON_BYTES", "MAX_KEY", "MAX_READINGS",
-    "MAX_STRING", "QUALITIES", "READ", "Allowed", "Item", "Parsed", "PayloadError", "Rejected", "Value", "check_envelope", "decode",
-    "form_of", "parse",
+    "GOOD", "KEY_PATTERN", "MAX_AGE_MS", "MAX_AHEAD_MS", "MAX_BYTES", "MAX_DEPTH", "MAX_JSON_BYTES", "MAX_KEY", "MAX_READINGS",
+    "MAX_STRING", "QUALITIES", "READ", "Allowed", "Item", "Parsed", "PayloadError", "Rejected", "Value", "check_envelope",
+    "decode", "form_of", "parse",
 ]  # fmt: skip
 
 JSON_TYPES: Final = frozenset({"", "application/json", "text/json", "text/plain"})
@@ -142,7 +143,7 @@ def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> P
     if form in (SENML_JSON, SENML_CBOR):
         data = _decode(payload) if form == SENML_JSON else cbor.decode(payload, (int, str))
         senml.read(data, reader)
-        return Parsed(reader.items, reader.rejected, False, reader.places, reader.marks or None)
+        return Parsed(reader.items, reader.rejected, False, reader.places)
     data = decode(payload, form)
     elements = data if isinstance(data, list) else [data]
     if not isinstance(data, (dict, list)):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
-from iiot.payloads.reader import QUALITIES
+from iiot.payloads import QUALITIES
 from iiot.services.batchlog import Readings
 from iiot.tenancy import sql
 

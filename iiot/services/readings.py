@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from iiot.errors import Invalid
 from iiot.models import Signal, Tenant
-from iiot.payloads.reader import GOOD, QUALITIES
+from iiot.payloads import GOOD, QUALITIES
 from iiot.services import aggregates, devices, rollups
 from iiot.services.aggregates import Partials, TimeWeighted
 from iiot.services.arrays import Integers

@@ -15,7 +15,7 @@ from sqlalchemy.types import Text
 from iiot import clock
 from iiot.errors import Invalid, NotFound
 from iiot.models import Device, Latest, Signal
-from iiot.payloads.reader import GOOD, QUALITIES
+from iiot.payloads import GOOD, QUALITIES
 from iiot.services import audit, devices
 from iiot.services.listing import Found, Wanted, find
 from iiot.services.names import check_name

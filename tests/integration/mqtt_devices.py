@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
@@ -16,7 +17,7 @@ from iiot import tenancy
 from iiot.config import Settings
 from iiot.services import devices
 from tests import factories, services
-from tests.integration.mqtt_brokers import Broker
+from tests.integration.mqtt_brokers import Broker, running
 from tests.services import eventually
 
 
@@ -165,6 +166,13 @@ class AdapterProcess:
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGTERM)
         return self.process.wait(12)
+
+
+@contextlib.contextmanager
+def served(kind: str, settings: Settings, folder: Path) -> Iterator[Broker]:
+    """A broker of a kind, and the adapter at it."""
+    with running(kind, settings, folder) as under, adapter(under.settings):
+        yield under.server
 
 
 @contextlib.contextmanager

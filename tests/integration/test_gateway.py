@@ -17,8 +17,8 @@ from iiot.services.listing import Wanted
 from protocols.base import Proved
 from protocols.devices import Devices
 from tests import factories
-from tests.integration.mqtt_brokers import KINDS, Broker, running
-from tests.integration.mqtt_devices import Connected, Device, adapter, online
+from tests.integration.mqtt_brokers import KINDS, Broker
+from tests.integration.mqtt_devices import Connected, Device, online, served
 from tests.services import MosquittoServer, eventually
 
 
@@ -75,11 +75,8 @@ def notices(connected: Connected, word: str = "error") -> list[Any]:
 @pytest.fixture(scope="module", params=KINDS)
 def broker(request: pytest.FixtureRequest, module_settings: Settings, workspace: Any) -> Iterator[Broker]:
     """A broker of either kind and one adapter for all of these tests."""
-    with (
-        running(request.param, module_settings, workspace / f"{request.param} for gateways") as under,
-        adapter(under.settings),
-    ):
-        yield under.server
+    with served(request.param, module_settings, workspace / f"{request.param} for gateways") as server:
+        yield server
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from iiot.services.listing import Wanted
 from iiot.stream.latest import LatestEffect
 from iiot.stream.log import Tailer
 from tests import factories, services
-from tests.integration.mqtt_brokers import KINDS, Broker, running
-from tests.integration.mqtt_devices import Connected, Device, adapter, connection, online
+from tests.integration.mqtt_brokers import KINDS, Broker
+from tests.integration.mqtt_devices import Connected, Device, connection, online, served
 from tests.integration.test_gateway import Gateway, notices, take_all
 from tests.services import MosquittoServer, eventually
 
@@ -27,11 +27,8 @@ from tests.services import MosquittoServer, eventually
 @pytest.fixture(scope="module", params=KINDS)
 def broker(request: pytest.FixtureRequest, module_settings: Settings, workspace: Any) -> Iterator[Broker]:
     """A broker of either kind and one adapter for all of these tests."""
-    with (
-        running(request.param, module_settings, workspace / f"{request.param} for homes") as under,
-        adapter(under.settings),
-    ):
-        yield under.server
+    with served(request.param, module_settings, workspace / f"{request.param} for homes") as server:
+        yield server
 
 
 class Hub(Gateway):
