@@ -42,8 +42,8 @@ check: setup ## Style, types, layers, schema and documents: what CI runs before 
 bench: setup ## Run the benchmarks; each prints its ratio to a limit measured in the same run.
 	@$(PY) -m bench
 
-nightly: setup-tests ## The long versions: ten minutes of kill storm, fuzzing, a hundred times the generated payloads.
-	@IIOT_STORM_SECONDS=600 IIOT_OPENAPI_EXAMPLES=100 $(PY) -m pytest -m 'nightly or not nightly' --timeout 3600 --hypothesis-profile nightly $(ARGS)
+nightly: setup-tests ## The long versions: ten minutes of kill storm, faults under thirty seconds of their full rate, fuzzing, a hundred times the generated payloads.
+	@IIOT_STORM_SECONDS=600 IIOT_FAULT_SECONDS=30 IIOT_OPENAPI_EXAMPLES=100 $(PY) -m pytest -m 'nightly or not nightly' --timeout 3600 --hypothesis-profile nightly $(ARGS)
 	@$(MAKE) mutants
 
 mutants: setup-tests ## Break the authorisation in every small way; the tests must notice nine of ten.

@@ -223,6 +223,16 @@ def add_login(uid: str, token: str, slot: int = 1) -> None:
         expect(enabled)
 
 
+def end_session(uid: str, token: str, slot: int = 1) -> None:
+    """End the session that the broker keeps for a device, with its last will and what waits in it; `token` is the one that lets it in from now on.
+
+    Without this a last will with a delay would speak for the token of before. Raises BrokerUnavailable.
+    """
+    if is_managed():
+        settings = config.load()
+        Exchange(str(settings.mqtt_admin_url), settings.mqtt_ca_path, (user_name(uid, slot), token, uid)).visit()
+
+
 def add_certificate(uid: str, certificate_uid: str) -> None:
     """Give a certificate of a device the device's topics. Nobody logs in under its name with a password."""
     role = {"command": "createRole", "rolename": role_of(uid), "acls": device_acls(uid)}

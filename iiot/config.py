@@ -3,7 +3,6 @@
 Nothing is read at import. `load()` reads once; every mistake is reported at once as `SettingsError`.
 """
 
-import functools
 import hashlib
 import hmac
 import json
@@ -14,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from iiot.once import Once
 
 PREFIX = "IIOT_"
 ROLES = ("owner", "app", "limited", "ingest", "stream", "auth", "backup")
@@ -113,7 +114,10 @@ class Settings(BaseSettings):
     mqtt_ca_path: Path | None = Field(
         None, description="PEM: who signed the broker's certificate. Unset: as the machine."
     )
-    mqtt_broker: Literal["mosquitto", "amqtt"] = Field("mosquitto", description="Kind of the broker of IIOT_MQTT_URL.")
+    mqtt_broker: Literal["mosquitto", "amqtt"] = Field(
+        "mosquitto",
+        description="Kind of the broker of IIOT_MQTT_URL; without that, of the embedded one: where Mosquitto is missing it is amqtt anyway.",
+    )
     mqtt_public: str | None = Field(None, description="host:port of the broker for devices, shown on the Connect page.")
     mqtt_cert_public: str | None = Field(
         None, description="host:port where devices with a certificate reach the broker, shown with a new certificate."
@@ -126,10 +130,7 @@ class Settings(BaseSettings):
     )
     mqtt_crl_path: Path | None = Field(
         None,
-        description="Where the list of revoked certificates is written for the broker. Unset: `devices.crl` in IIOT_PKI_DIR.",
-    )
-    mqtt_pid_path: Path | None = Field(
-        None, description="PID file of Mosquitto, which gets SIGHUP when the list has changed. Unset: nobody is told."
+        description="Where the list of revoked certificates is written, which the broker reads at its start. Unset: `devices.crl` in IIOT_PKI_DIR.",
     )
     coap_public: str | None = Field(
         None, description="host:port of the CoAP server as devices reach it, shown on the Connect page."
@@ -384,10 +385,8 @@ def read(**overrides: Any) -> Settings:
         raise SettingsError(_explain(error)) from None
 
 
-@functools.cache
-def load() -> Settings:
-    """The settings of this process, read at the first call."""
-    return read()
+# The settings of this process.
+load = Once(read)
 
 
 def _explain(error: ValidationError) -> str:

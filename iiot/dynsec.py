@@ -1,4 +1,4 @@
-"""One conversation with Mosquitto's dynamic-security plugin over `$CONTROL/dynamic-security/v1`.
+"""One conversation with Mosquitto's dynamic-security plugin over `$CONTROL/dynamic-security/v1`, and the end of a stored session.
 
 Each is a short connection in the calling thread, so that it is safe in threads and greenlets alike. What is said is in
 `iiot.broker`.
@@ -36,10 +36,11 @@ class BrokerError(Exception):
 class Exchange:
     """One short connection to the plugin, as the administrator of `url`. paho's loop runs in the calling thread.
 
-    `authority`: the PEM file that a broker of `mqtts://` is checked with; None: those of the machine.
+    `authority`: the PEM file that a broker of `mqtts://` is checked with; None: those of the machine. `login`: user, password and client id of
+    another user, who connects instead.
     """
 
-    def __init__(self, url: str, authority: Path | None = None) -> None:
+    def __init__(self, url: str, authority: Path | None = None, login: tuple[str, str, str] | None = None) -> None:
         # Imported when it is needed, by few processes.
         lean.load("paho.mqtt.client", "dns")
         from paho.mqtt.client import Client
@@ -48,13 +49,20 @@ class Exchange:
         self.parts = urlsplit(url)
         self.port = self.parts.port or (8883 if self.parts.scheme == "mqtts" else 1883)
         # Random: several processes may talk to the broker at once, and each has to get its own answer.
+        own = f"{ADMIN}-{secrets.token_hex(8)}"
+        user, password, client_id = login or (
+            unquote(self.parts.username or ""),
+            unquote(self.parts.password or ""),
+            own,
+        )
         self.client = Client(
             CallbackAPIVersion.VERSION2,
-            f"{ADMIN}-{secrets.token_hex(8)}",
+            client_id,
+            clean_session=True,
             protocol=MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
         )
-        self.client.username_pw_set(unquote(self.parts.username or ""), unquote(self.parts.password or ""))
+        self.client.username_pw_set(user, password)
         self.client.connect_timeout = TIMEOUT
         if self.parts.scheme == "mqtts":
             self.client.tls_set(None if authority is None else str(authority))
@@ -68,22 +76,34 @@ class Exchange:
         self.client.on_message = self._on_message
         self.deadline = time.monotonic() + TIMEOUT
 
+    def visit(self) -> None:
+        """Connect with a clean session and leave: what the broker kept under the client id, its last will too, is gone. Raises BrokerUnavailable."""
+        try:
+            self._connect()
+            self.client.disconnect()
+        finally:
+            self._close()
+
+    def _connect(self) -> None:
+        try:
+            self.client.connect(self.parts.hostname or "", self.port, keepalive=30)
+            self._wait(lambda: self.connected)
+        except OSError as error:
+            where = f"{self.parts.hostname}:{self.port}"
+            raise BrokerUnavailable(f"the broker at {where} cannot be reached: {error}") from error
+
     def run(self, commands: Sequence[Mapping[str, Any]], clear: Sequence[str]) -> list[dict[str, Any]]:
         """One answer per command, in order. Raises BrokerUnavailable after TIMEOUT seconds."""
         marks = [f"{number}-{secrets.token_hex(4)}" for number in range(len(commands))]
         marked = [{**command, "correlationData": mark} for command, mark in zip(commands, marks, strict=True)]
         try:
-            self.client.connect(self.parts.hostname or "", self.port, keepalive=30)
-            self._wait(lambda: self.connected)
+            self._connect()
             self.client.subscribe(RESPONSE, qos=1)
             self._wait(lambda: self.subscribed)
             self.client.publish(CONTROL, json.dumps({"commands": marked}), qos=1)
             cleared = [self.client.publish(topic, b"", qos=1, retain=True) for topic in clear]
             self._wait(lambda: len(self.answers) >= len(marks) and all(info.is_published() for info in cleared))
             self.client.disconnect()
-        except OSError as error:
-            where = f"{self.parts.hostname}:{self.port}"
-            raise BrokerUnavailable(f"the broker at {where} cannot be reached: {error}") from error
         finally:
             self._close()
         return [self.answers[mark] for mark in marks]

@@ -41,6 +41,13 @@ class Unauthorized(Problem):
         super().__init__(401, "unauthorized", detail, headers={"WWW-Authenticate": scheme})
 
 
+class WrongDevice(Unauthorized):
+    """A device without proof of its identity, or with a wrong one (RFC 7617)."""
+
+    def __init__(self, detail: str = "The device uid or token is wrong.") -> None:
+        super().__init__(detail, 'Basic realm="devices", charset="UTF-8"')
+
+
 class Forbidden(Problem):
     """The caller is known and may not do this."""
 

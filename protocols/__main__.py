@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import re
-import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ import click
 import structlog
 
 import protocols
-from iiot import config, logs
+from iiot import config, ending, logs
 from protocols.base import AdapterError
 
 # What makes a module of this package an adapter, see `protocols.base`; the others have no such line.
@@ -34,7 +33,7 @@ def adapter(name: str) -> ModuleType:
     missing = [each for each in ("DESCRIPTION", "make") if not hasattr(module, each)]
     if missing or name != module.NAME:
         raise AdapterError(
-            f"protocols/{name}.py is no adapter: {' and '.join(missing) or 'a NAME equal to its own'} is missing"
+            f"protocols/{name}.py is no adapter: {' and '.join(missing) or 'a NAME equal to its own'} missing"
         )
     return module
 
@@ -48,7 +47,11 @@ def main() -> None:
 def list_adapters() -> None:
     """Say which adapters there are."""
     for name in names():
-        click.echo(f"{name:8} {adapter(name).DESCRIPTION}")
+        try:
+            said = adapter(name).DESCRIPTION
+        except (AdapterError, ImportError) as error:
+            said = f"cannot be used: {error}"
+        click.echo(f"{name:8} {said}")
 
 
 _name = click.argument("name", type=click.Choice(names()))
@@ -72,8 +75,7 @@ def run(name: str) -> None:
     logs.setup(f"protocol-{name}", settings)
     made = adapter(name).make(settings)
     runner = Runner(name, late_after=settings.late_after)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: runner.stop.set())
+    ending.set_on_signals(runner.stop)
     # Thousands of messages are alive at any moment and none is in a cycle: with the default the collector takes a third of the time.
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)

@@ -43,6 +43,7 @@ ANSWERS: Final = 2_000
 CONNECT_SECONDS: Final = 10.0
 TICK_SECONDS: Final = 0.25
 LEAVE_SECONDS: Final = 2.0
+LOGIN: Final = "user, password and rights in IIOT_AMQP_URL"
 # For RabbitMQ's confirmation of a command; without one the command comes again.
 CONFIRM_SECONDS: Final = 2.0
 KEYS_KEPT: Final = 100_000
@@ -115,7 +116,7 @@ class AmqpAdapter:
             socket_timeout=CONNECT_SECONDS,
             stack_timeout=CONNECT_SECONDS,
         )
-        with _blocking(own) as connection:
+        with _blocking(own, "the uid and the token") as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             properties = pika.BasicProperties(content_type="application/json", delivery_mode=2)
@@ -123,8 +124,8 @@ class AmqpAdapter:
 
 
 @contextlib.contextmanager
-def _blocking(parameters: pika.ConnectionParameters) -> Iterator[Any]:
-    """A short connection. Raises AdapterError with what went wrong."""
+def _blocking(parameters: pika.ConnectionParameters, login: str = LOGIN) -> Iterator[Any]:
+    """A short connection. Raises AdapterError with what went wrong; `login`: what to check when it was refused."""
     where = f"RabbitMQ at {parameters.host}:{parameters.port}"
     try:
         connection = pika.BlockingConnection(parameters)
@@ -138,10 +139,10 @@ def _blocking(parameters: pika.ConnectionParameters) -> Iterator[Any]:
             f"{where} has no queue for telemetry yet: start the adapter, python -m protocols run amqp"
         ) from error
     except (AMQPError, OSError) as error:
-        raise AdapterError(f"{where}: {_text(error)}") from error
+        raise AdapterError(f"{where}: {_text(error, login)}") from error
 
 
-def _text(error: object) -> str:
+def _text(error: object, login: str = LOGIN) -> str:
     """What a person reads of pika's error: some have no text of their own, and those of a connection hide the cause."""
     cause = error
     while getattr(cause, "exceptions", None) or getattr(cause, "exception", None):
@@ -149,7 +150,7 @@ def _text(error: object) -> str:
         cause = inner[-1] if inner else cause.exception  # type: ignore[attr-defined]
     text = str(cause) or type(cause).__name__
     refused = "ACCESS_REFUSED" in text or "Authentication" in type(cause).__name__
-    return f"{text}; check user, password and rights in IIOT_AMQP_URL" if refused else text
+    return f"{text}; check {login}" if refused else text
 
 
 class _Connection:
@@ -214,16 +215,19 @@ class _Connection:
         self.loop.stop()
 
     def _close(self) -> None:
-        """Close both connections; what is not acknowledged RabbitMQ hands out again. Takes LEAVE_SECONDS at most."""
+        """Close both connections; what is not acknowledged RabbitMQ hands out again. Takes LEAVE_SECONDS at most.
+
+        One that is still logging in is waited for: pika cannot give that up in the middle.
+        """
         self._closing = True
         connections = [self.consumer, self.outgoing.connection]
-        for connection in connections:
-            if not connection.is_closed:
-                with contextlib.suppress(AMQPError):
-                    connection.close()
         deadline = time.monotonic() + LEAVE_SECONDS
 
         def look() -> None:
+            for connection in connections:
+                if connection.is_open:
+                    with contextlib.suppress(AMQPError):
+                        connection.close()
             if all(connection.is_closed for connection in connections) or time.monotonic() > deadline:
                 self.loop.stop()
             else:

@@ -108,10 +108,6 @@ class Order:
         """Whole seconds until it expires, at least one: rounded down, as brokers count whole seconds themselves."""
         return max(1, math.floor(self.expires_at / 1000 - time.time()))
 
-    def is_over(self) -> bool:
-        """Whether its time is up."""
-        return self.expires_at <= time.time() * 1000
-
 
 @dataclass(frozen=True, slots=True)
 class Proved:
@@ -201,12 +197,12 @@ class Inbox(Protocol):
     def knows(self, uid: str, token: str) -> bool:
         """Whether this token has worked here before; it may have been revoked since. Never blocks."""
 
-    def authenticate(self, uid: str, token: str, source: str) -> Proved | Refusal:
+    def authenticate(self, uid: str, token: str, source: str, address: str = "") -> Proved | Refusal:
         """The device `uid` that `token` proves, or why not. For protocols whose devices prove themselves to us.
 
         `source` is the address it came from, without the port; one that may be forged is told apart by the adapter, as
-        failures are counted per source. Codes: `unauthorized` (an unknown device reads like a
-        wrong token), `device-disabled`, `tenant-suspended`, `tenant-deleting`; with `retry_after` in seconds
+        failures are counted per source, and gives the bare one as `address` for the device's history. Codes: `unauthorized` (an
+        unknown device reads like a wrong token), `device-disabled`, `tenant-suspended`, `tenant-deleting`; with `retry_after` in seconds
         `rate-limited` (too many failures of this source, or of this device from it) and `unavailable` (the database is
         away). A proof is remembered for a second after the database was last asked, and not beyond a revocation. A token that has
         worked here before is not slowed down by the failures of others. It blocks: an adapter with an event loop calls

@@ -21,10 +21,16 @@ class Beat:
         self._stop = stop
         self._is_connected = False
         self._news = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{name}-beat", daemon=True)
 
     def start(self) -> None:
         """Begin to tell the portal, in a thread of its own that ends with `stop`."""
-        threading.Thread(target=self._run, name=f"{self.name}-beat", daemon=True).start()
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """After `stop`: wait until the portal knows, so many seconds at most."""
+        self._news.set()
+        self._thread.join(seconds)
 
     def tell(self, is_connected: bool) -> None:
         """The connection came up or went down."""
@@ -33,8 +39,11 @@ class Beat:
         self._news.set()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while True:
+            # In this order: what is told after the look is not waited out.
             self._news.clear()
+            if self._stop.is_set():
+                break
             adapters.beat(self.name, self._is_connected)
             self._news.wait(adapters.BEAT_SECONDS)
         adapters.beat(self.name, False)

@@ -20,7 +20,7 @@ from aiocoap.numbers import codes
 
 from protocols import coap_wire as wire
 from protocols.base import AdapterError, ConnectionLost, Inbox, Order
-from protocols.coap_exchange import JSON, LINKS, SLACK_BYTES
+from protocols.coap_exchange import JSON, LINKS
 from protocols.coap_guard import SOURCE_BURST, Guard
 from protocols.coap_server import ANSWER_SECONDS, Server
 
@@ -122,4 +122,4 @@ async def _post(uri: str, payload: bytes) -> None:
         raise AdapterError(f"{answer.code}: {answer.payload.decode('utf-8', 'replace')}")
 
 
-__all__ = ["LINKS", "SLACK_BYTES", "SOURCE_BURST", "CoapAdapter", "make"]
+__all__ = ["LINKS", "SOURCE_BURST", "CoapAdapter", "make"]

@@ -10,7 +10,16 @@ from aiocoap.numbers import codes
 
 from protocols import coap_oscore as sealed
 from protocols.base import Refusal, SharedKey
-from protocols.coap_exchange import Exchange, Refused, check_options, credentials_of, links, refusal
+from protocols.coap_exchange import (
+    RETRY_SECONDS,
+    Exchange,
+    Refused,
+    check_options,
+    credentials_of,
+    is_larger,
+    links,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from protocols.coap_server import Resource, Server
@@ -32,11 +41,10 @@ class Entry:
             self._protected(exchange)
 
     def _plain(self, exchange: Exchange) -> None:
-        request = exchange.request
         resource = self.server.resource(exchange)
         if resource is None:
             self.check_stranger(exchange)
-            self.server.answer(exchange, links(request))
+            self._tell_links(exchange)
             return
         uid, token = self._told_credentials(exchange)
         exchange.proof = functools.partial(self._authenticate, exchange, uid, token)
@@ -49,6 +57,15 @@ class Entry:
             self.check_stranger(exchange)
         self.server.spawn(exchange, self._prove(exchange, resource, uid, token, not is_known), is_stranger=not is_known)
 
+    def _tell_links(self, exchange: Exchange) -> None:
+        """Anybody may ask for them, and they are larger than the request: the address is proved before."""
+        answer = links(exchange.request)
+        is_error = not answer.code.is_successful()
+        if is_error or not is_larger(answer, exchange.wire) or self.server.guard.is_echoed(exchange.wire):
+            self.server.answer(exchange, answer, known=not is_error)
+        elif not self.server.pings.ask(exchange.wire.remote, lambda: self.server.answer(exchange, answer)):
+            raise Refused(codes.SERVICE_UNAVAILABLE, "too much at once", max_age=RETRY_SECONDS)
+
     def _told_credentials(self, exchange: Exchange) -> tuple[str, str]:
         try:
             if not self.takes_tokens:
@@ -59,9 +76,10 @@ class Entry:
             raise
 
     def _authenticate(self, exchange: Exchange, uid: str, token: str, is_stranger: bool = False) -> Any:
-        source = self.server.guard.source(exchange.request)
+        guard = self.server.guard
+        source, address = guard.source(exchange.request), guard.address(exchange.request)
         return self.server.ask(
-            (uid, token, source), self.server.inbox.authenticate, uid, token, source, is_stranger=is_stranger
+            (uid, token, source), self.server.inbox.authenticate, uid, token, source, address, is_stranger=is_stranger
         )
 
     async def _prove(self, exchange: Exchange, resource: Resource, uid: str, token: str, is_stranger: bool) -> None:

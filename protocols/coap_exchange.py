@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import aiocoap
 from aiocoap.numbers import codes
-from aiocoap.numbers.constants import Unreliable
 from aiocoap.numbers.optionnumbers import OptionNumber
 from aiocoap.numbers.types import CON
 
@@ -19,8 +18,8 @@ from protocols.coap_oscore import Seal
 
 TOLD_PER_MESSAGE: Final = 5
 ANSWER_BYTES: Final = 1_000
-# The first block of /.well-known/core may be this much larger than the request: 16 bytes are the smallest block.
-SLACK_BYTES: Final = 8
+# When somebody shall come back who could not be served.
+RETRY_SECONDS: Final = 5
 
 JSON: Final = 50
 LINK_FORMAT: Final = 40
@@ -51,6 +50,7 @@ FOLLOWED: Final = frozenset(
         OptionNumber.BLOCK1, OptionNumber.BLOCK2,
     }
 )  # fmt: skip
+REPEATABLE: Final = frozenset({OptionNumber.URI_PATH, OptionNumber.URI_QUERY})
 PROXY: Final = frozenset({OptionNumber.PROXY_URI, OptionNumber.PROXY_SCHEME})
 
 
@@ -122,12 +122,27 @@ def refusal(refused: Refusal, known: bool | None = None, echo: bytes | None = No
     )
 
 
+def shorten(answer: Any, request: Any) -> None:
+    """Make an answer no larger than its request: without text, then without Echo, then without Max-Age."""
+    if is_larger(answer, request):
+        answer.payload = b""
+    if is_larger(answer, request):
+        answer.opt.echo = None
+    if is_larger(answer, request):
+        answer.opt.max_age = None
+
+
 def check_options(request: Any, protected: bool = False) -> None:
-    """Refuse what is critical and not followed; `protected`: outside of OSCORE, where its own option stands."""
+    """Refuse what is critical and not followed, or given twice (RFC 7252 section 5.4.5); `protected`: outside of OSCORE, where its own
+    option stands."""
+    former = None
     for option in request.opt.option_list():
         number = option.number
         if number in PROXY:
             raise Refused(codes.PROXYING_NOT_SUPPORTED)
+        if number == former and number.is_critical() and number not in REPEATABLE:
+            raise Refused(codes.BAD_OPTION, f"option {int(number)} stands twice")
+        former = number
         if number.is_critical() and number not in FOLLOWED and not (protected and number == OptionNumber.OSCORE):
             raise Refused(codes.BAD_OPTION, f"option {int(number)} is not supported")
 
@@ -148,17 +163,15 @@ def credentials_of(request: Any) -> tuple[str, str]:
 
 
 def links(request: Any) -> Any:
-    """The links, in blocks that are hardly larger than the request, as anybody may ask (RFC 7252 section 11.3)."""
+    """The links (RFC 6690)."""
     check_accept(request, LINK_FORMAT)
-    allowed = wire.size_of(request, request.token) + SLACK_BYTES
     answer = aiocoap.Message(code=codes.CONTENT, payload=LINKS, content_format=LINK_FORMAT)
-    if request.opt.block2 is not None or wire.size_of(answer, request.token) > allowed:
-        exponents = [
-            each for each in range(wire.BIGGEST_BLOCK + 1) if len(request.token) + 12 + (16 << each) <= allowed
-        ]
-        answer = wire.paged(answer, request.opt.block2, max(exponents, default=0))
-    answer.transport_tuning = Unreliable()
-    return answer
+    return wire.paged(answer, request.opt.block2)
+
+
+def is_larger(answer: Any, request: Any) -> bool:
+    """Whether an answer has more bytes than its request."""
+    return wire.size_of(answer, request.token) > wire.size_of(request, request.token)
 
 
 def representation(request: Any, content: Any, max_age: int = 0) -> Any:

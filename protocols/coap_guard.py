@@ -40,10 +40,14 @@ class Guard:
         self._stale = Buckets(STALE_RATE, STALE_BURST)
         self._key = secrets.token_bytes(16)
 
+    def address(self, request: Any) -> str:
+        """Where a request says that it comes from."""
+        return str(request.remote.address[0])
+
     def source(self, request: Any) -> str:
         """The address of a request, as failures and floods are counted: a proved one by itself."""
-        address = str(request.remote.address[0])
-        return address if self._is_echoed(request) else f"{address} unproved"
+        address = self.address(request)
+        return address if self.is_echoed(request) else f"{address} unproved"
 
     def stranger(self, request: Any) -> Refusal | None:
         """Count a request of somebody who has proved nothing yet; why it is refused, or None."""
@@ -77,7 +81,8 @@ class Guard:
         """What the sender at `remote` shall send back to prove that it is there (RFC 9175 section 2)."""
         return self._sign(remote, int(time.monotonic() // FRESH_SECONDS))
 
-    def _is_echoed(self, request: Any) -> bool:
+    def is_echoed(self, request: Any) -> bool:
+        """Whether it proves its address by an Echo option of ours."""
         given = request.opt.echo
         if given is None:
             return False

@@ -31,12 +31,11 @@ NUMBERS: Final = 1 << 24
 class Observation:
     """One observer: where it is and what it has been sent. `key` is set while a notification waits for its confirmation."""
 
-    __slots__ = ("exchange", "heard", "is_busy", "key", "number")
+    __slots__ = ("exchange", "heard", "is_busy", "key")
 
     def __init__(self, exchange: Exchange, now: float) -> None:
         self.exchange = exchange
         self.heard = now
-        self.number = 0
         self.is_busy = False
         self.key: Any = None
 
@@ -44,11 +43,6 @@ class Observation:
     def place(self) -> tuple[Any, bytes]:
         """By what the device knows it."""
         return self.exchange.wire.remote, self.exchange.wire.token
-
-    def next_number(self) -> int:
-        """The value of the next Observe option (section 4.4)."""
-        self.number = (self.number + 1) % NUMBERS
-        return self.number
 
 
 class Observers:
@@ -61,6 +55,7 @@ class Observers:
         # What a device was given last and has not answered; what it has confirmed after `push` had given up.
         self._current: dict[str, Order] = {}
         self._late: dict[str, str] = {}
+        self._number = 0
 
     def __len__(self) -> int:
         return len(self._at)
@@ -78,8 +73,7 @@ class Observers:
         if isinstance(found, Refusal):
             raise refusal(found)
         request, uid = exchange.request, exchange.uid
-        if found is not None:
-            self._current[uid] = found
+        self._given(uid, found)
         wanted, block = request.opt.observe, request.opt.block2
         former = self._at.get((exchange.wire.remote, exchange.wire.token))
         if former is not None and (block is None or block.block_number == 0):
@@ -103,7 +97,19 @@ class Observers:
         observation = Observation(exchange, self.server.loop.time())
         self._at[observation.place] = observation
         self._of.setdefault(exchange.uid, []).append(observation)
-        return observation.next_number()
+        return self._next_number()
+
+    def _next_number(self) -> int:
+        """The value of the next Observe option (section 4.4): of all observations, so it rises also for one that begins anew."""
+        self._number = (self._number + 1) % NUMBERS
+        return self._number
+
+    def _given(self, uid: str, order: Order | None) -> None:
+        """What the device has to do now, as the database says."""
+        if order is None:
+            self._current.pop(uid, None)
+        else:
+            self._current[uid] = order
 
     def answered(self, uid: str, command: str) -> None:
         """The device has answered a command."""
@@ -178,7 +184,7 @@ class Observers:
             # It is just asking again.
             return False
         message = representation(exchange.request, NOTHING if order is None else order.payload(), _age(order))
-        message.opt.observe = observation.next_number()
+        message.opt.observe = self._next_number()
         observation.is_busy = True
 
         def heard(is_acknowledged: bool) -> None:
@@ -213,11 +219,18 @@ class Observers:
             self.server.spawn(observation.exchange, self._repeat(observation))
 
     async def _repeat(self, observation: Observation) -> None:
-        if await self._may_know(observation):
-            order = self._current.get(observation.exchange.uid)
-            if order is not None and order.is_over():
-                self._forget(observation.exchange.uid)
-                order = None
+        if not await self._may_know(observation):
+            return
+        uid, device, server = observation.exchange.uid, observation.exchange.device, self.server
+        order = self._current.get(uid)
+        if order is not None:
+            # It may have been cancelled, or answered elsewhere. Only then: asking moves the device's commands here.
+            found = await server.ask(("next", device), server.inbox.next_command, device)
+            if isinstance(found, Refusal) or self._current.get(uid) is not order:
+                return
+            self._given(uid, found)
+            order = found
+        if self._at.get(observation.place) is observation and not observation.is_busy:
             self._send(observation, order, None)
 
 

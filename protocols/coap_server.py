@@ -24,16 +24,19 @@ from protocols.base import Inbox, Message, Outcome, Refusal
 from protocols.coap_entry import Entry
 from protocols.coap_exchange import (
     JSON,
+    RETRY_SECONDS,
     Exchange,
     Refused,
     check_accept,
     check_options,
     refusal,
     representation,
+    shorten,
     told,
 )
 from protocols.coap_guard import Guard
 from protocols.coap_observe import Observers
+from protocols.coap_ping import Pings
 from protocols.coap_questions import Questions
 
 TICK_SECONDS: Final = 0.1
@@ -45,7 +48,6 @@ MOST_ASKING: Final = 2_000
 MOST_STRANGERS: Final = 1_000
 # After so long without a commit the device is told to come back; what it sent may be stored all the same.
 ANSWER_SECONDS: Final = 30.0
-RETRY_SECONDS: Final = 5
 # Separate answers that wait for one remote; more go out unconfirmed.
 BACKLOG: Final = 32
 
@@ -84,6 +86,7 @@ class Server:
         """Until `stop`; then settle what was taken and answer it. Calls `started` when it listens."""
         self.loop = asyncio.get_running_loop()
         context, self.manager = await wire.serve(self, sock)
+        self.pings = Pings(self.manager)
         try:
             started()
             self.inbox.connected()
@@ -91,6 +94,7 @@ class Server:
                 await asyncio.sleep(TICK_SECONDS)
                 self._give_up()
                 self.observers.keep()
+                self.pings.keep()
             await self._leave()
         finally:
             self.alive = False
@@ -325,16 +329,12 @@ class Server:
     def _send(self, exchange: Exchange, answer: Any, known: bool) -> None:
         """Keep answers to strangers small: the sender's address may be forged (RFC 7252 section 11.3).
 
-        One that would be larger than its request goes without its text, and it is never repeated. A device that does not
+        One that would be larger than its request goes without its text, and more if need be; it is never repeated. A device that does not
         confirm its answers is not waited for either.
         """
         request = exchange.wire
-        size = wire.size_of(request, request.token)
         if not known and exchange.seal is None:
-            if wire.size_of(answer, request.token) > size:
-                answer.payload = b""
-            if wire.size_of(answer, request.token) > size:
-                answer.opt.echo = None
+            shorten(answer, request)
         if not known or self.manager.backlog(request.remote) > BACKLOG:
             answer.transport_tuning = Unreliable()
         self.emit(exchange, answer)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from aiocoap import Context, Message
+from aiocoap.error import UnparsableMessage
 from aiocoap.messagemanager import MessageManager
 from aiocoap.numbers import codes
 from aiocoap.numbers.constants import TransportTuning
@@ -32,6 +33,14 @@ ANSWERS_KEPT: Final = 150_000
 # A message without token, options and payload (RFC 7252 section 4.1).
 EMPTY_BYTES: Final = 4
 LONGEST_TOKEN: Final = 8
+VERSION: Final = 1
+# Where the first byte has the type: 0 is confirmable.
+TYPE_BITS: Final = 0x30
+# An empty reset, without the id of what it rejects, and an empty confirmable message without its own.
+RESET: Final = b"\x70\x00"
+PING: Final = b"\x40\x00"
+# Of codes: neither requests (0) nor answers (2, 4, 5).
+RESERVED_CLASSES: Final = frozenset((1, 3, 6, 7))
 # Of one message; a request has six, a path of many parts and OSCORE some more.
 MOST_OPTIONS: Final = 64
 PAYLOAD_MARKER: Final = 0xFF
@@ -97,6 +106,13 @@ class Manager(MessageManager):  # type: ignore[misc]
         self._watched[key] = confirmed
         return key
 
+    def watch(self, key: tuple[Any, int], confirmed: Callable[[bool], None]) -> bool:
+        """The same of what is sent past aiocoap; False when its id is in use."""
+        if key in self._watched or key in (self._active_exchanges or ()):
+            return False
+        self._watched[key] = confirmed
+        return True
+
     def forget(self, key: tuple[Any, int]) -> None:
         """Nobody waits for this confirmation any more."""
         self._watched.pop(key, None)
@@ -158,34 +174,59 @@ class _Datagrams(MessageInterfaceSimpleServer):  # type: ignore[misc]
     """aiocoap's socket, which no datagram can upset."""
 
     def _received_datagram(self, address: Any, datagram: bytes) -> None:
-        if not datagram or datagram[0] & 0x0F > LONGEST_TOKEN or are_odd(datagram):
-            return  # RFC 7252 section 3: a message format error
-        # Bytes that are no UTF-8 in an option and the like: not a message, so nobody is answered.
-        with contextlib.suppress(ValueError, IndexError):
-            super()._received_datagram(address, datagram)
+        message = decoded(datagram, address)
+        if message is not None:
+            self._mman.dispatch_message(message)
+        elif is_ours(datagram) and datagram[0] & TYPE_BITS == 0:
+            # A confirmable one is rejected (RFC 7252 section 4.2), which is never larger than what came; any other is ignored.
+            address.send(RESET + datagram[2:EMPTY_BYTES])
+
+
+def is_ours(datagram: bytes) -> bool:
+    """Whether it has a header, of the version that there is; others are ignored (RFC 7252 section 3)."""
+    return len(datagram) >= EMPTY_BYTES and datagram[0] >> 6 == VERSION
+
+
+def decoded(datagram: bytes, remote: Any = None) -> Any:
+    """The message of a datagram, or None when it is none (RFC 7252 section 3) or has more than MOST_OPTIONS options."""
+    if not is_ours(datagram) or datagram[0] & 0x0F > LONGEST_TOKEN or datagram[1] >> 5 in RESERVED_CLASSES:
+        return None
+    if (datagram[1] == codes.EMPTY and len(datagram) > EMPTY_BYTES) or are_odd(datagram):
+        return None
+    # Bytes that are no UTF-8 in an option and the like.
+    with contextlib.suppress(UnparsableMessage, ValueError, IndexError):
+        return Message.decode(datagram, remote)
+    return None
 
 
 def are_odd(datagram: bytes) -> bool:
-    """Whether the options of a datagram are more than MOST_OPTIONS, or have numbers that there are not (RFC 7252 section 3.1).
+    """Whether the options of a datagram are more than MOST_OPTIONS, have numbers that there are not, or do not end where they
+    say (RFC 7252 section 3.1), or whether a payload is announced and absent (section 3).
 
     aiocoap takes 20 microseconds for each option, and 64 KiB have room for 65,000.
     """
-    place, size, number = 4 + (datagram[0] & 0x0F), len(datagram), 0
+    place, size, number = EMPTY_BYTES + (datagram[0] & 0x0F), len(datagram), 0
     for _ in range(MOST_OPTIONS + 1):
-        if place >= size or datagram[place] == PAYLOAD_MARKER:
-            return number > BIGGEST_NUMBER
+        if place >= size:
+            return place > size
+        if datagram[place] == PAYLOAD_MARKER:
+            return place + 1 == size
         first, place = datagram[place], place + 1
         delta, place = _extended(datagram, place, first >> 4)
         length, place = _extended(datagram, place, first & 0x0F)
         number += delta
         place += length
+        if number > BIGGEST_NUMBER:
+            return True
     return True
 
 
 def _extended(datagram: bytes, place: int, nibble: int) -> tuple[int, int]:
-    """(value, place after it): 13 and 14 stand for one and two bytes more."""
+    """(value, place after it): 13 and 14 stand for one and two bytes more, 15 for nothing: more than there can be."""
     if nibble < 13:
         return nibble, place
+    if nibble == 15:
+        return BIGGEST_NUMBER + 1, place
     width = nibble - 12
     return (13 if width == 1 else 269) + int.from_bytes(datagram[place : place + width], "big"), place + width
 

@@ -107,7 +107,7 @@ class Devices:
         """See `Inbox.knows`."""
         return self._print(uid, token) in self._worked
 
-    def authenticate(self, uid: str, token: str, source: str) -> Proved | Refusal:
+    def authenticate(self, uid: str, token: str, source: str, address: str = "") -> Proved | Refusal:
         """See `Inbox.authenticate`."""
         remembered = self.recall(uid, token)
         if remembered is not None:
@@ -122,7 +122,7 @@ class Devices:
             proof = self._ask(uid, token)
         except Forbidden as error:
             self._count("refused")
-            refused_logins.note(uid, self.protocol, error.code, source)
+            refused_logins.note(uid, self.protocol, error.code, address or source)
             return Refusal(error.code, error.detail)
         except Exception as error:
             return self._away(error)
@@ -131,7 +131,7 @@ class Devices:
             self._failures.take(place)
             self._failures_of_source.take(source)
             self._count("wrong")
-            refused_logins.note(uid, self.protocol, _WRONG.code, source)
+            refused_logins.note(uid, self.protocol, _WRONG.code, address or source)
             return _WRONG
         self._count("ok")
         if len(self._worked) >= WORKED:

@@ -116,7 +116,8 @@ class Through:
         else:
             parts: dict[str, Part] = content
             for name, (said, payload) in parts.items():
-                is_bad = isinstance(said, PayloadError)
+                # Nor does what holds no good reading make anything new.
+                is_bad = isinstance(said, PayloadError) or not said.items
                 sighting = Sighting("" if is_bad else name, gateway_uid=message.uid)
                 yield self._said(place, shown(name), sighting, said, payload)
 
@@ -140,9 +141,13 @@ class Through:
                 self._refuse(part, PayloadError(found.state, _OF_GATEWAY[found.state]), message.payload)
         elif isinstance(part.content, PayloadError):
             self._refuse(part, part.content)
+        elif isinstance(part.content, Parsed) and not part.content.items:
+            payload = part.sighting.payload
+            self.incoming.append(Incoming(message.uid, part.content, None, self.protocol, message.topic, payload))
+            self._of.append((part.place, part.child))
         elif found.state == "full":
             reason = f"{part.child} is new, and {_MOST} things of this gateway wait in the portal's inbox; approve or ignore some"
-            self._refuse(part, PayloadError("inbox-full", reason, str(_MOST)))
+            self._refuse(part, PayloadError("inbox-full", reason, "things_waiting", _MOST))
         elif found.state == "waiting":
             reason = f"{part.child} waits in the portal's inbox for somebody's approval; its newest message is kept"
             reason += f" ({found.reason})" if found.reason else ""

@@ -28,11 +28,18 @@ class Pages:
         """Forget them."""
         self._kept.clear()
 
-    def first(self, result: ua.BrowseResult, most: int) -> ua.BrowseResult:
-        """The first page of a result, `most` references long; 0: as long as possible."""
+    def first(self, results: list[ua.BrowseResult], most: int) -> list[ua.BrowseResult]:
+        """The first pages of the results of one request, `most` references long; 0: as long as possible."""
         size = min(most, LARGEST_PAGE) if most else LARGEST_PAGE
-        self._cut(result, result.References, size)
-        return result
+        room = MOST_POINTS
+        for result in results:
+            is_long = len(result.References) > size
+            if is_long and not room:
+                result.References, result.StatusCode = [], ua.StatusCode(Codes.BadNoContinuationPoints)
+                continue
+            room -= is_long
+            self._cut(result, result.References, size)
+        return results
 
     def next(self, point: bytes | None, release: bool) -> ua.BrowseResult:
         """The page behind a continuation point, which is then of no use any more."""
@@ -49,7 +56,7 @@ class Pages:
         if not rest:
             return
         while len(self._kept) >= MOST_POINTS:
-            # The oldest is given up, and says so when it is asked for.
+            # The oldest of an earlier request is given up, and says so when it is asked for.
             del self._kept[next(iter(self._kept))]
         point = secrets.token_bytes(16)
         self._kept[point] = (rest, size)

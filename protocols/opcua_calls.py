@@ -28,10 +28,9 @@ def _code(refusal: Refusal | None) -> int:
 
 
 async def write(space: Space, wanted: list[ua.WriteValue]) -> list[ua.StatusCode]:
-    """Queue one command per device with all that is written to it; Good means that it is queued."""
+    """Queue what is written, one command per device, another one for a signal that is written again; Good means queued."""
     codes: list[int] = []
-    orders: dict[str, dict[str, Any]] = {}
-    places: dict[str, list[int]] = {}
+    orders: list[tuple[str, dict[str, Any], list[int]]] = []
     for place, each in enumerate(wanted):
         found = _writable(space, each)
         if isinstance(found, int):
@@ -41,11 +40,16 @@ async def write(space: Space, wanted: list[ua.WriteValue]) -> list[ua.StatusCode
         node, value = found
         uid = uid_of(node.text)
         assert node.signal is not None
-        orders.setdefault(uid, {})[node.signal.key] = value
-        places.setdefault(uid, []).append(place)
-    for uid, content in orders.items():
+        key = node.signal.key
+        latest = next((order for order in reversed(orders) if order[0] == uid), None)
+        if latest is None or key in latest[1]:
+            orders.append((uid, {key: value}, [place]))
+        else:
+            latest[1][key] = value
+            latest[2].append(place)
+    for uid, content, places in orders:
         refusal = await space.view.ask_for(space.visitor, space.view.plant.order, uid, content)
-        for place in places[uid]:
+        for place in places:
             codes[place] = _code(refusal)
     return [ua.StatusCode(code) for code in codes]
 

@@ -1,4 +1,8 @@
-"""HistoryRead: raw readings from the database, in pages (OPC UA Part 11 section 6.4.3)."""
+"""HistoryRead: raw readings from the database, in pages (OPC UA Part 11 section 6.4.3).
+
+An answer has at most the bytes that its client takes in one message. All nodes of a request share them; what does not fit is
+behind a continuation point, if need be the whole of a node.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,15 @@ from protocols.opcua_space import Space, text_of, uid_of
 from protocols.served import Signal, Span
 
 LARGEST_PAGE: Final = 5_000
-# Of all nodes of a request together.
-LARGEST_ANSWER: Final = 50_000
+# Of all nodes of a request together; clients that look every second whether the server is there wait for it.
+ANSWER_BYTES: Final = 400_000
+# Texts are asked for fewer at a time: most of many long ones would be read for nothing.
+LARGEST_PAGE_OF_TEXTS: Final = 1_000
+# A value with its status and both times, as it is encoded: of a number, and of a text beside its own bytes.
+NUMBER_BYTES: Final = 30
+TEXT_BYTES: Final = 26
+# A result without values, with its continuation point.
+RESULT_BYTES: Final = 64
 MOST_POINTS: Final = 100
 # A day ahead of now at most is stored; this is later than any reading.
 FOREVER_MS: Final = 253_402_300_799_000
@@ -52,19 +63,26 @@ class History:
         """Forget it."""
         self._kept.clear()
 
-    async def read(self, space: Space, params: ua.HistoryReadParameters) -> list[ua.HistoryReadResult]:
-        """One result per node; a node that cannot be read has its own status."""
+    async def read(self, space: Space, params: ua.HistoryReadParameters, room: int) -> list[ua.HistoryReadResult]:
+        """One result per node; a node that cannot be read has its own status. `room`: the bytes that an answer may have."""
         if params.TimestampsToReturn not in (
             ua.TimestampsToReturn.Source,
             ua.TimestampsToReturn.Server,
             ua.TimestampsToReturn.Both,
         ):
             return [_failed(Codes.BadTimestampsToReturnInvalid)] * len(params.NodesToRead)
-        size = max(1, min(LARGEST_PAGE, LARGEST_ANSWER // len(params.NodesToRead)))
-        return [await self._one(space, params, each, size) for each in params.NodesToRead]
+        waiting = len(params.NodesToRead)
+        # One value more than fits is possible, hence not all of the room.
+        room, results = max(1, min(ANSWER_BYTES, room // 8 * 7) - waiting * RESULT_BYTES), []
+        for number, each in enumerate(params.NodesToRead):
+            result = await self._one(space, params, each, max(room, 0) // (waiting - number))
+            if isinstance(result.HistoryData, ua.HistoryData):
+                room -= sum(_size(value) for value in result.HistoryData.DataValues)
+            results.append(result)
+        return results
 
     async def _one(
-        self, space: Space, params: ua.HistoryReadParameters, wanted: ua.HistoryReadValueId, size: int
+        self, space: Space, params: ua.HistoryReadParameters, wanted: ua.HistoryReadValueId, room: int
     ) -> ua.HistoryReadResult:
         text = text_of(wanted.NodeId)
         node = None if text is None else space.find(text)
@@ -77,7 +95,7 @@ class History:
             rest = self._begin(node.text, params.HistoryReadDetails, wanted.ContinuationPoint)
             if params.ReleaseContinuationPoints:
                 return ua.HistoryReadResult(StatusCode=values.GOOD)
-            return await self._page(space, rest, node.signal, (size, params.TimestampsToReturn))
+            return await self._page(space, rest, node.signal, (room, params.TimestampsToReturn))
         except Unreadable as error:
             return _failed(error.code)
 
@@ -95,7 +113,13 @@ class History:
     async def _page(
         self, space: Space, rest: _Rest, signal: Signal, form: tuple[int, ua.TimestampsToReturn]
     ) -> ua.HistoryReadResult:
-        size, timestamps = form
+        room, timestamps = form
+        if room <= 0:
+            nothing = ua.HistoryReadResult(StatusCode=values.GOOD, HistoryData=ua.HistoryData([]))
+            nothing.ContinuationPoint = self._keep(rest)
+            return nothing
+        is_text = signal.type in ("string", "json")
+        size = min(LARGEST_PAGE_OF_TEXTS if is_text else LARGEST_PAGE, room // NUMBER_BYTES + 1)
         wanted = size if rest.left is None else min(size, rest.left)
         uid, key = uid_of(rest.text), rest.text[27:]
         # One more than is shown tells whether there is more.
@@ -103,12 +127,11 @@ class History:
         found = await space.view.ask_for(space.visitor, space.view.plant.history, uid, key, span)
         if isinstance(found, Refusal):
             raise Unreadable(Codes.BadNodeIdUnknown if found.code == "not-found" else Codes.BadUserAccessDenied)
-        shown, more = found[:wanted], len(found) > wanted
-        result = ua.HistoryReadResult(StatusCode=values.GOOD)
-        result.HistoryData = ua.HistoryData(await asyncio.to_thread(_datavalues, signal, shown, timestamps))
-        left = None if rest.left is None else rest.left - len(shown)
-        if more and left != 0:
-            last = shown[-1][0]
+        shown, used = await asyncio.to_thread(_datavalues, signal, found[:wanted], (room, timestamps))
+        result = ua.HistoryReadResult(StatusCode=values.GOOD, HistoryData=ua.HistoryData(shown))
+        left = None if rest.left is None else rest.left - used
+        if len(found) > used and left != 0:
+            last = found[used - 1][0]
             ahead = replace(rest, stop=last) if rest.descending else replace(rest, start=last + 1)
             result.ContinuationPoint = self._keep(replace(ahead, left=left))
         elif not shown:
@@ -149,10 +172,23 @@ def _failed(code: int) -> ua.HistoryReadResult:
 
 
 def _datavalues(
-    signal: Signal, readings: list[tuple[int, Any, str]], timestamps: ua.TimestampsToReturn
-) -> list[ua.DataValue]:
-    return [
-        values.stamped(values.datavalue(signal, ts, value, quality), timestamps)
-        for ts, value, quality in readings
-        if value is not None
-    ]
+    signal: Signal, readings: list[tuple[int, Any, str]], form: tuple[int, ua.TimestampsToReturn]
+) -> tuple[list[ua.DataValue], int]:
+    """The values that fit into the room, one at least; and how many readings that are."""
+    room, timestamps = form
+    made: list[ua.DataValue] = []
+    for number, (ts, value, quality) in enumerate(readings):
+        if value is None:
+            continue
+        each = values.stamped(values.datavalue(signal, ts, value, quality), timestamps)
+        room -= _size(each)
+        if room < 0 and made:
+            return made, number
+        made.append(each)
+    return made, len(readings)
+
+
+def _size(value: ua.DataValue) -> int:
+    """At most so many bytes it has on the wire."""
+    content = value.Value.Value
+    return TEXT_BYTES + len(content.encode()) if isinstance(content, str) else NUMBER_BYTES

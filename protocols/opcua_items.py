@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from asyncua import ua
 from asyncua.server.monitored_item_service import MonitoredItemData, MonitoredItemService
+from asyncua.ua.uaprotocol_auto import DataChangeFilter
 
 from protocols import opcua_values as values
 from protocols.opcua_space import Space, text_of
@@ -92,6 +93,19 @@ class Items(MonitoredItemService):  # type: ignore[misc]
                 target = item.read_value_id
                 await self._report(item, self.aspace.read_attribute_value(target.NodeId, target.AttributeId))
 
+    async def _set_monitoring_mode(self, mode: ua.MonitoringMode, mid: int) -> ua.StatusCode:
+        """Report the current value when reporting begins: if it is another than the last one, after Disabled in any case."""
+        item = self._monitored_items.get(mid)
+        if item is None:
+            return ua.StatusCode(ua.StatusCodes.BadMonitoredItemIdInvalid)
+        item.mode = mode
+        if mode is ua.MonitoringMode.Disabled:
+            item.mvalue.current_dvalue = None
+            self.isub._triggered_datachanges.pop(mid, None)
+        target = item.read_value_id
+        await self.trigger_datachange(item.callback_handle, target.NodeId, target.AttributeId)
+        return ua.StatusCode()
+
     def _modify_monitored_item(self, params: ua.MonitoredItemModifyRequest) -> ua.MonitoredItemModifyResult:
         result = ua.MonitoredItemModifyResult()
         item = self._monitored_items.get(params.MonitoredItemId)
@@ -104,7 +118,7 @@ class Items(MonitoredItemService):  # type: ignore[misc]
         if code is not None:
             result.StatusCode = ua.StatusCode(code)
             return result
-        item.filter = asked.Filter if isinstance(asked.Filter, ua.DataChangeFilter) else None
+        item.filter = asked.Filter if isinstance(asked.Filter, DataChangeFilter) else None
         item.client_handle = asked.ClientHandle
         item.queue_size = self._revise_queue_size(asked.QueueSize)
         result.RevisedQueueSize = item.queue_size
@@ -137,14 +151,19 @@ def filter_mistake(wanted: Any, known: ua.DataValue) -> int | None:
     """The status code for a filter that cannot be used on a value such as `known`; None when it can."""
     if wanted is None or (isinstance(wanted, ua.ExtensionObject) and type(wanted) is ua.ExtensionObject):
         return None
-    if not isinstance(wanted, ua.DataChangeFilter):
+    # The decoder makes this one; `ua.DataChangeFilter` is a subclass of it.
+    if not isinstance(wanted, DataChangeFilter):
         return int(ua.StatusCodes.BadMonitoredItemFilterUnsupported)
     if wanted.DeadbandType == ua.DeadbandType.None_:
         return None
     if wanted.DeadbandType != ua.DeadbandType.Absolute:
         return int(ua.StatusCodes.BadMonitoredItemFilterUnsupported)
-    is_number = known.Value is None or known.Value.VariantType in values.NUMBERS
-    return None if is_number and wanted.DeadbandValue >= 0 else int(ua.StatusCodes.BadDeadbandFilterInvalid)
+    fits = known.Value is None or _is_number(known)
+    return None if fits and wanted.DeadbandValue >= 0 else int(ua.StatusCodes.BadDeadbandFilterInvalid)
+
+
+def _is_number(value: ua.DataValue) -> bool:
+    return value.Value is not None and value.Value.VariantType in values.NUMBERS
 
 
 def _is_news(last: ua.DataValue, value: ua.DataValue, wanted: Any) -> bool:
@@ -157,6 +176,6 @@ def _is_news(last: ua.DataValue, value: ua.DataValue, wanted: Any) -> bool:
         return True
     if last.Value == value.Value:
         return False
-    if wanted is None or wanted.DeadbandType == ua.DeadbandType.None_ or last.Value is None or value.Value is None:
+    if wanted is None or wanted.DeadbandType == ua.DeadbandType.None_ or not (_is_number(last) and _is_number(value)):
         return True
     return bool(abs(value.Value.Value - last.Value.Value) > wanted.DeadbandValue)

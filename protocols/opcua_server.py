@@ -14,19 +14,20 @@ from urllib.parse import urlsplit
 
 import structlog
 from asyncua import Server, ua
-from asyncua.common.connection import TransportLimits
 from asyncua.common.utils import ServiceError
 from asyncua.server.internal_server import InternalServer
 from asyncua.server.user_managers import UserManager
 
+from protocols import opcua_history
 from protocols import opcua_meters as meters
 from protocols.base import Inbox, Refusal
 from protocols.opcua import Setup
+from protocols.opcua_browse import MOST_POINTS
 from protocols.opcua_certificates import Keyring, application_uri, mistake
 from protocols.opcua_session import TenantSession
 from protocols.opcua_space import FOLDER, INDEX, NAMESPACE, node_id
 from protocols.opcua_view import View
-from protocols.opcua_wire import CHUNK_BYTES, Gate
+from protocols.opcua_wire import CHUNK_BYTES, Gate, Limits
 from protocols.served import Away, News, Plant, Visitor, Wire
 
 Codes = ua.StatusCodes
@@ -49,6 +50,11 @@ LIMIT_NODES: Final = {
     ua.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxNodesPerTranslateBrowsePathsToNodeIds: 1_000,
     ua.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxNodesPerHistoryReadData: 100,
     ua.ObjectIds.Server_ServerCapabilities_OperationLimits_MaxNodesPerMethodCall: 100,
+}
+
+LIMIT_POINTS: Final = {
+    ua.ObjectIds.Server_ServerCapabilities_MaxBrowseContinuationPoints: MOST_POINTS,
+    ua.ObjectIds.Server_ServerCapabilities_MaxHistoryContinuationPoints: opcua_history.MOST_POINTS,
 }
 
 log = structlog.get_logger("protocols.opcua")
@@ -139,6 +145,11 @@ class TenantServer(InternalServer):  # type: ignore[misc]
         if session.state.name == "Closed" or (before is not None and not _is_same(before, found)):
             await self._ask(self.plant.leave, found)
             raise ServiceError(Codes.BadIdentityChangeNotSupported if before else Codes.BadSessionClosed)
+        if before is None and self._sessions_of(found.tenant) >= max(1, self.max_connections // 2):
+            meters.refused_total.labels("sessions").inc()
+            log.warning("login refused: the tenant has half of all sessions", address=address)
+            await self._ask(self.plant.leave, found)
+            raise ServiceError(Codes.BadTooManySessions)
         self._trust(session.certificate, address)
         session.address = address
         # The view before the leaving: what the session watches is registered there.
@@ -147,6 +158,9 @@ class TenantServer(InternalServer):  # type: ignore[misc]
             self._leave_view(before)
             await self._ask(self.plant.leave, before)
         log.info("session opened", address=address, program=session.program)
+
+    def _sessions_of(self, tenant: str) -> int:
+        return sum(each.visitor is not None and each.visitor.tenant == tenant for each in self.sessions())
 
     def _credentials(self, session: TenantSession, token: Any) -> tuple[str, str]:
         if not isinstance(token, ua.UserNameIdentityToken):
@@ -277,7 +291,7 @@ async def build(setup: Setup, plant: Plant) -> PortalServer:
     server._application_uri = application_uri()
     server.product_uri = "urn:iiot-portal"
     server.application_type = ua.ApplicationType.Server
-    server.limits = TransportLimits(CHUNK_BYTES, CHUNK_BYTES, CHUNKS, MESSAGE_BYTES)
+    server.limits = Limits(CHUNK_BYTES, CHUNK_BYTES, CHUNKS, MESSAGE_BYTES)
     await server.init()
     await server.load_certificate(certificate, "der")
     await server.load_private_key(key, format="pem")
@@ -287,6 +301,8 @@ async def build(setup: Setup, plant: Plant) -> PortalServer:
     await server.nodes.objects.add_folder(node_id(FOLDER), ua.QualifiedName(FOLDER, INDEX))
     for limit, most in LIMIT_NODES.items():
         await server.get_node(ua.NodeId(limit)).write_value(ua.Variant(most, ua.VariantType.UInt32))
+    for limit, most in LIMIT_POINTS.items():
+        await server.get_node(ua.NodeId(limit)).write_value(ua.Variant(most, ua.VariantType.UInt16))
     return server
 
 

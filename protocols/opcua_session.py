@@ -7,6 +7,7 @@ the table with the library, so a new version cannot bring an open method along u
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable
 from typing import Any, Final, Literal
@@ -107,6 +108,9 @@ class TenantSession(OwnSubscriptions):
         """The library's, without its check of certificates: the channel's certificate was checked by `opcua_wire`."""
         name = params.ClientDescription.ApplicationName.Text if params.ClientDescription else None
         self.program = f"OPC UA {name or ''}".strip()[:200]
+        if not 0 < params.RequestedSessionTimeout < math.inf:
+            # A NaN goes through min and max, and in a sleep it breaks the order of asyncio's timers.
+            params.RequestedSessionTimeout = self.iserver.max_session_timeout_ms
         result: ua.CreateSessionResult = await super().create_session(params, sockname)
         result.MaxRequestMessageSize = self.iserver.most_bytes
         return result
@@ -171,8 +175,10 @@ class TenantSession(OwnSubscriptions):
     async def read(self, params: ua.ReadParameters) -> list[ua.DataValue]:
         """Attributes of the standard's nodes and of the tenant's own."""
         check_count(params.NodesToRead, MOST_NODES)
-        if params.TimestampsToReturn not in iter(ua.TimestampsToReturn):
+        if params.TimestampsToReturn == ua.TimestampsToReturn.Invalid:
             raise ServiceError(Codes.BadTimestampsToReturnInvalid)
+        if not params.MaxAge >= 0:
+            raise ServiceError(Codes.BadMaxAgeInvalid)
         await self.prepare(each.NodeId for each in params.NodesToRead)
         window = self.window
         found = []
@@ -203,7 +209,7 @@ class TenantSession(OwnSubscriptions):
         check_count(params.NodesToRead, 100)
         await self.prepare(each.NodeId for each in params.NodesToRead)
         with asking():
-            return await self._history.read(self.space, params)
+            return await self._history.read(self.space, params, self._connection.room)
 
     # --- looking around -----------------------------------------------------------------------------------------------
 
@@ -215,10 +221,8 @@ class TenantSession(OwnSubscriptions):
         nodes = [each.NodeId for each in params.NodesToBrowse]
         await self.prepare(nodes)
         finder = opcua_browse.Finder(self.aspace, self.space)
-        return [
-            self._pages.first(finder.browse(each), params.RequestedMaxReferencesPerNode)
-            for each in params.NodesToBrowse
-        ]
+        found = [finder.browse(each) for each in params.NodesToBrowse]
+        return self._pages.first(found, params.RequestedMaxReferencesPerNode)
 
     async def browse_next(self, parameters: ua.BrowseNextParameters) -> list[ua.BrowseResult]:
         """The next pages of this session's own browsing."""

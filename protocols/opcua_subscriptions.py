@@ -6,6 +6,7 @@ subscriptions over (OPC UA Part 4 section 5.14.7).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -14,6 +15,7 @@ from asyncua import ua
 from asyncua.common.utils import ServiceError
 from asyncua.server.internal_session import InternalSession
 from asyncua.server.internal_subscription import InternalSubscription
+from asyncua.ua.uaprotocol_auto import DataChangeFilter
 
 from protocols import opcua_values as values
 from protocols.opcua_items import FASTEST_MS, LONGEST_QUEUE, SLOWEST_MS, Items, Window, filter_mistake
@@ -67,13 +69,7 @@ class OwnSubscriptions(InternalSession):  # type: ignore[misc]
         of_tenant = sum(len(each.own_subscriptions()) for each in self._neighbours())
         if len(self.own_subscriptions()) >= MOST_SUBSCRIPTIONS or of_tenant >= MOST_OF_TENANT:
             raise ServiceError(Codes.BadTooManySubscriptions)
-        interval = params.RequestedPublishingInterval
-        # A NaN compares false with everything.
-        params.RequestedPublishingInterval = min(max(interval, FASTEST_MS), SLOWEST_MS) if interval > 0 else FASTEST_MS
-        most = int(LONGEST_LIFE_MS // params.RequestedPublishingInterval)
-        params.RequestedMaxKeepAliveCount = min(max(params.RequestedMaxKeepAliveCount, 1), most // 3)
-        least = 3 * params.RequestedMaxKeepAliveCount
-        params.RequestedLifetimeCount = min(max(params.RequestedLifetimeCount, least), most)
+        _revise(params)
         result = await super().create_subscription(params, callback, request_callback)
         made = self.subscription_service.subscriptions[result.SubscriptionId]
         made.monitored_item_srv = Items(made, self.window)
@@ -85,8 +81,15 @@ class OwnSubscriptions(InternalSession):  # type: ignore[misc]
         return [each for each in self.iserver.sessions() if each.visitor is not None and each.visitor.tenant == tenant]
 
     def modify_subscription(self, params: ua.ModifySubscriptionParameters) -> ua.ModifySubscriptionResult:
-        """The revised values stay as they were."""
-        self._own(params.SubscriptionId)
+        """Revised like new ones, from now on."""
+        found, service = self._own(params.SubscriptionId), self.subscription_service
+        _revise(params)
+        found.data.RevisedPublishingInterval = params.RequestedPublishingInterval
+        found.data.RevisedLifetimeCount = service._clamp_lifetime_count(params.RequestedLifetimeCount)
+        found.data.RevisedMaxKeepAliveCount = service._clamp_keep_alive_count(params.RequestedMaxKeepAliveCount)
+        # Its loop knows the interval of its beginning alone.
+        found._task.cancel()
+        found._task = asyncio.create_task(found._subscription_loop())
         return super().modify_subscription(params)
 
     async def delete_subscriptions(self, ids: list[int]) -> list[ua.StatusCode]:
@@ -126,6 +129,9 @@ class OwnSubscriptions(InternalSession):  # type: ignore[misc]
         owner = self.iserver.session_of(found.session_id) if found is not None else None
         if found is None or owner is None or not self._is_same(owner):
             result.StatusCode = ua.StatusCode(Codes.BadSubscriptionIdInvalid)
+            return result
+        if owner is not self and len(self.own_subscriptions()) >= MOST_SUBSCRIPTIONS:
+            result.StatusCode = ua.StatusCode(Codes.BadTooManySubscriptions)
             return result
         found.session_id = self.session_id
         found.pub_result_callback = callback
@@ -181,7 +187,7 @@ class OwnSubscriptions(InternalSession):  # type: ignore[misc]
         for each in wanted:
             code = Codes.BadTooManyMonitoredItems if room <= 0 else _unfit(window, each)
             if code is None:
-                if not isinstance(each.RequestedParameters.Filter, ua.DataChangeFilter):
+                if not isinstance(each.RequestedParameters.Filter, DataChangeFilter):
                     each.RequestedParameters.Filter = None
                 each.RequestedParameters.QueueSize = min(max(each.RequestedParameters.QueueSize, 1), LONGEST_QUEUE)
                 made = await service._create_data_change_monitored_item(each)
@@ -220,6 +226,17 @@ def asking() -> Iterator[None]:
         yield
     except Away:
         raise ServiceError(Codes.BadResourceUnavailable) from None
+
+
+def _revise(params: ua.CreateSubscriptionParameters | ua.ModifySubscriptionParameters) -> None:
+    """Bring what is asked for within the limits."""
+    interval = params.RequestedPublishingInterval
+    # A NaN compares false with everything.
+    params.RequestedPublishingInterval = min(max(interval, FASTEST_MS), SLOWEST_MS) if interval > 0 else FASTEST_MS
+    most = int(LONGEST_LIFE_MS // params.RequestedPublishingInterval)
+    params.RequestedMaxKeepAliveCount = min(max(params.RequestedMaxKeepAliveCount, 1), most // 3)
+    least = 3 * params.RequestedMaxKeepAliveCount
+    params.RequestedLifetimeCount = min(max(params.RequestedLifetimeCount, least), most)
 
 
 def check_count(wanted: Sequence[Any] | None, most: int) -> None:

@@ -7,6 +7,9 @@
 - The token of every request is the session's.
 - RegisterServer is refused. BrowseNext is served, which the library does not know.
 - A chunk that is announced larger than allowed ends the connection at once, and a client is read no faster than it is served.
+- Of one address only so many connections wait to prove themselves; the others of the same address are refused.
+- Chunks smaller than the standard's least end the connection too, and an answer longer than the client takes becomes
+  BadResponseTooLarge; the library would send it.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from typing import Any, Final
 
 import structlog
 from asyncua import ua
+from asyncua.common.connection import MessageChunk, TransportLimits
 from asyncua.common.utils import ServiceError
 from asyncua.server.binary_server_asyncio import BinaryServer, OPCUAProtocol
 from asyncua.server.uaprocessor import UaProcessor
-from asyncua.ua.ua_binary import struct_from_binary, uatcp_to_binary
+from asyncua.ua.ua_binary import struct_from_binary, struct_to_binary, uatcp_to_binary
 from cryptography.exceptions import InvalidSignature
 
 from protocols import opcua_meters as meters
@@ -27,6 +31,8 @@ from protocols.opcua_session import TenantSession
 
 Codes = ua.StatusCodes
 CHUNK_BYTES: Final = 65_535
+# Part 6 section 7.1.2.3.
+LEAST_CHUNK_BYTES: Final = 8_192
 # Messages of one connection that wait; then its socket is not read.
 WAITING: Final = 16
 NAMES: Final = {
@@ -38,6 +44,16 @@ OPEN: Final = frozenset({"GetEndpoints", "FindServers", "CloseSecureChannel"})
 BEFORE_SESSION: Final = OPEN | {"CreateSession", "ActivateSession"}
 
 log = structlog.get_logger("protocols.opcua")
+
+
+class Limits(TransportLimits):  # type: ignore[misc]
+    """What a connection may carry, as agreed with its client."""
+
+    def create_acknowledge_and_set_limits(self, msg: ua.Hello) -> ua.Acknowledge:
+        """Agree; raises ServiceError for buffers that are too small: each chunk costs a signature."""
+        if min(msg.ReceiveBufferSize, msg.SendBufferSize) < LEAST_CHUNK_BYTES:
+            raise ServiceError(Codes.BadConnectionRejected)
+        return super().create_acknowledge_and_set_limits(msg)
 
 
 class Processor(UaProcessor):  # type: ignore[misc]
@@ -57,9 +73,35 @@ class Processor(UaProcessor):  # type: ignore[misc]
         except Exception as error:
             meters.refused_total.labels("security").inc()
             log.info("connection ended", address=str(self.name), error=f"{type(error).__name__}: {error}"[:200])
-            told = ua.ErrorMessage(ua.StatusCode(Codes.BadSecurityChecksFailed), "")
+            code = error.code if isinstance(error, ServiceError) else Codes.BadSecurityChecksFailed
+            told = ua.ErrorMessage(ua.StatusCode(code), "")
             self._transport.write(uatcp_to_binary(ua.MessageType.Error, told))
             return False
+
+    @property
+    def room(self) -> int:
+        """How many bytes an answer may have."""
+        limits = self._limits
+        chunk = MessageChunk.max_body_size(
+            self._connection.security_policy.symmetric_cryptography, limits.max_send_buffer
+        )
+        return int(min(limits.max_message_size, limits.max_chunk_count * chunk))
+
+    def send_response(
+        self, requesthandle: int, seqhdr: Any, response: Any, msgtype: bytes = ua.MessageType.SecureMessage
+    ) -> None:
+        """Send an answer, or the word that it is longer than the client takes."""
+        response.ResponseHeader.RequestHandle = requesthandle
+        body = struct_to_binary(response)
+        if msgtype == ua.MessageType.SecureMessage and len(body) > self.room:
+            log.info("answer not sent: it is too long", address=str(self.name), bytes=len(body))
+            fault = ua.ServiceFault()
+            fault.ResponseHeader.RequestHandle = requesthandle
+            fault.ResponseHeader.ServiceResult = ua.StatusCode(Codes.BadResponseTooLarge)
+            body = struct_to_binary(fault)
+        self._transport.write(
+            self._connection.message_to_binary(body, message_type=msgtype, request_id=seqhdr.RequestId)
+        )
 
     async def _process_message(self, typeid: ua.NodeId, requesthdr: Any, seqhdr: Any, body: Any) -> Any:
         name = NAMES.get(typeid, "")
@@ -177,12 +219,26 @@ class Connection(OPCUAProtocol):  # type: ignore[misc]
 
     def connection_made(self, transport: Any) -> None:
         """Serve it with our processor."""
+        waiting = self._strangers(transport)
         super().connection_made(transport)
         if self.processor is None:
             meters.refused_total.labels("sessions").inc()
             return
+        if waiting >= max(1, self.iserver.max_connections // 4):
+            meters.refused_total.labels("sessions").inc()
+            transport.close()
         self.processor = Processor(self.iserver, transport, self.limits)
         self.processor.set_policies(self.policies)
+
+    def _strangers(self, transport: Any) -> int:
+        """How many connections of the same address have no open session."""
+        address = (transport.get_extra_info("peername") or ("",))[0]
+        others = [each for each in self.clients if each.processor is not None and each.peer_name]
+        return sum(
+            each.peer_name[0] == address
+            and (each.processor.session is None or not each.processor.session.is_activated())
+            for each in others
+        )
 
     def data_received(self, data: bytes) -> None:
         """Take whole chunks; one that is too long ends the connection, many that wait keep the socket from being read."""

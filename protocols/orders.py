@@ -47,10 +47,16 @@ class Orders:
         self._reach = command_delivery.Reach(_span(adapter, "strangers_after"), _span(adapter, "others_after"))
         # Devices that do not listen: since when, and when they are tried again (`time.monotonic`).
         self._absent: dict[str, tuple[float, float]] = {}
+        self._thread = threading.Thread(target=self._run, name=f"{name}-commands", daemon=True)
 
     def start(self) -> None:
         """Begin, in a thread of its own that ends with `stop`."""
-        threading.Thread(target=self._run, name=f"{self.name}-commands", daemon=True).start()
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """After `stop`: wait for what is being handed over, so many seconds at most."""
+        command_bell.bell().ring(command_bell.ANY)
+        self._thread.join(seconds)
 
     def note(self, uids: set[str]) -> None:
         """These devices have sent something. Called by the writer after every batch, so it only compares sets.

@@ -41,6 +41,8 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 60.0
 # The supervisor gives ten seconds; what is not settled by then comes again after the next start.
 FINISH_SECONDS: Final = 5.0
+# For each of the two threads beside the writer, so that nothing of an adapter goes on after its end.
+JOIN_SECONDS: Final = 1.0
 # Devices whose last time of arrival is remembered.
 TIMES_KEPT: Final = 100_000
 
@@ -160,11 +162,11 @@ class Runner:
         return Plant(self.name)
 
     def finish(self) -> None:
-        """See `Inbox.finish`. The writer leaves when the queue is empty, or after FINISH_SECONDS."""
-        self._finish_by = time.monotonic() + FINISH_SECONDS
+        """See `Inbox.finish`. The writer leaves when the queue is empty, or FINISH_SECONDS after the first call."""
+        self._finish_by = min(self._finish_by, time.monotonic() + FINISH_SECONDS)
         self.stop.set()
         self._filled.set()
-        self._done.wait(FINISH_SECONDS + 1.0)
+        self._done.wait(max(0.0, self._finish_by + 1.0 - time.monotonic()))
 
     def run(self, adapter: Adapter) -> None:
         """Keep the adapter connected until `stop` is set. AdapterError goes through to the caller."""
@@ -189,6 +191,9 @@ class Runner:
         finally:
             self._beat.tell(False)
             self.finish()
+            if self._orders is not None:
+                self._orders.join(JOIN_SECONDS)
+            self._beat.join(JOIN_SECONDS)
 
     # The writer's side.
 

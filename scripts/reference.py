@@ -217,15 +217,25 @@ def problem_codes() -> dict[str, set[int]]:
     return found
 
 
+# Which argument of a call is the code.
+CODE_PLACES = {"PayloadError": 0, "Refusal": 0, "_reject": 0, "Rejected": 1}
+
+
 def refusal_codes() -> set[str]:
-    """Codes of refused messages and readings: words with hyphens that stand as literals in the modules that refuse."""
+    """Codes of refused messages and readings: words with hyphens that stand as literals in the modules that refuse, and what the calls name."""
     found = {
         text
         for name in REFUSAL_FILES
         for node in ast.walk(_tree(ROOT / name))
         if (text := _text(node)) and KEBAB.fullmatch(text)
     }
-    return found - {"utf-8", "adapter-writer"}
+    called = {
+        _text(node.args[place])
+        for path in (*(ROOT / "protocols").glob("*.py"), *(ROOT / "iiot" / "payloads").glob("*.py"))
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Call) and (place := CODE_PLACES.get(_called(node), len(node.args))) < len(node.args)
+    }
+    return (found | {text for text in called if text}) - {"utf-8", "adapter-writer"}
 
 
 def errors_page() -> str:

@@ -182,6 +182,14 @@ def module_settings(
     postgres.drop(fresh)
 
 
+@pytest.fixture(scope="module")
+def unmeasured() -> Iterator[None]:
+    """The processes under test at their own speed: measuring their coverage takes three times as long."""
+    services.measures_children = False
+    yield
+    services.measures_children = True
+
+
 @pytest.fixture(scope="session")
 def stack(workspace: Path) -> Iterator[services.Stack]:
     """The real product, started once by `python -m iiot up` in an empty data dir; `.run` is its run.json."""

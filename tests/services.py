@@ -106,19 +106,19 @@ def environment(settings: Settings) -> dict[str, str]:
 def active(settings: Settings) -> Iterator[Settings]:
     """Make `config.load()` and every child process see these settings; pools of other databases are closed."""
     before = {name: value for name, value in os.environ.items() if name.startswith(config.PREFIX)}
-    _replace_environment(environment(settings))
+    with config.load.changing():
+        os.environ.update(
+            {name: value for name, value in environment(settings).items() if name.startswith(config.PREFIX)}
+        )
+    db.dispose()
     try:
         yield settings
     finally:
-        for name in [name for name in os.environ if name.startswith(config.PREFIX)]:
-            del os.environ[name]
-        _replace_environment({**os.environ, **before})
-
-
-def _replace_environment(values: Mapping[str, str]) -> None:
-    os.environ.update({name: value for name, value in values.items() if name.startswith(config.PREFIX)})
-    config.load.cache_clear()
-    db.dispose()
+        with config.load.changing():
+            for name in [name for name in os.environ if name.startswith(config.PREFIX)]:
+                del os.environ[name]
+            os.environ.update(before)
+        db.dispose()
 
 
 class Launcher(Protocol):
@@ -303,7 +303,6 @@ class MosquittoServer(Server):
             "mqtt_broker": "mosquitto",
             "pki_dir": self.pki.folder,
             "mqtt_crl_path": self.mosquitto.crl_path,
-            "mqtt_pid_path": self.mosquitto.pid_file,
         } | {name: f"{self.host}:{port}" for name, port in self.ports.items()}
 
 

@@ -3,14 +3,17 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from flask import request
 from pydantic import Field
+from sqlalchemy.orm import Session
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from iiot import tenancy, web
-from iiot.errors import Conflict, Invalid, NotFound, Problem
+from iiot.errors import Conflict, NotFound, Problem, WrongDevice
 from iiot.payloads import PayloadError
-from iiot.services import command_approval, command_bell, command_delivery, commands, presence
-from iiot.services.command_delivery import Answer, Order
-from iiot.services.ingest import Incoming, ingest
+from iiot.services import command_approval, command_bell, command_delivery, commands, credentials, presence
+from iiot.services.command_delivery import Order
+from iiot.services.ingest import KEPT_PAYLOAD, Incoming, ingest
 from iiot.services.listing import Wanted
 from iiot.services.presence import StatusEvent
 
@@ -103,13 +106,6 @@ class OrderQuery(web.Query):
     wait: Annotated[float, Field(ge=0, le=LONGEST_WAIT, description="Seconds.")] = 0
 
 
-class AnswerIn(web.Body):
-    """What became of a command."""
-
-    status: Literal["done", "failed"]
-    result: Annotated[Any, Field(description="At most 8 KiB of JSON.")] = None
-
-
 @api.route(
     "POST",
     "/devices/<device_id>/commands",
@@ -195,42 +191,52 @@ def next_command(ctx: web.Context, query: OrderQuery) -> OrdersOut:
 
     For devices. With `wait` the answer comes as soon as there is a command, or empty after so many seconds. A command that was handed out and not
     answered comes again; the next one follows when it is answered, expired or cancelled.
-    From then on this device's commands wait for its question. A gateway gets those of its children, too.
+    From then on this device's commands wait for its question. A gateway gets those of its children, too. A question that waits while its token is
+    revoked or replaced, or the device disabled, is refused at once.
     """
-    device_id = ctx.principal.device_id or 0
+    device_id, uid = ctx.principal.device_id or 0, ctx.principal.device_uid or ""
+    offered = request.authorization
+    token = (offered.password if offered else None) or ""
 
     def look() -> Order | None:
-        return command_delivery.poll(ctx.scope, device_id)
+        return command_delivery.poll(ctx.scope, device_id, check=lambda db: _check_proof(db, uid, token))
 
-    order = command_bell.wait_for(ctx.principal.device_uid or "", look, query.wait)
+    order = command_bell.wait_for(uid, look, query.wait)
     if order is None:
         return OrdersOut(items=[])
     return OrdersOut(items=[(ChildOrderOut if order.child else OrderOut).model_validate(order)])
 
 
-@api.route("POST", "/commands/<command_id>/result", auth="device", body=AnswerIn, problems=(404, 409))
-def answer_command(ctx: web.Context, command_id: str, body: AnswerIn) -> None:
+def _check_proof(db: Session, uid: str, token: str) -> None:
+    """Raises what the device would be told if it asked now."""
+    if credentials.authenticate(db, uid, token) is None:
+        raise WrongDevice
+
+
+@api.route("POST", "/commands/<command_id>/result", auth="device", raw=True, problems=(404, 409))
+def answer_command(ctx: web.Context, command_id: str) -> None:
     """Say what became of a command.
 
-    For devices. The same answer again changes nothing; another one, or one that comes too late, is refused and kept with the refused messages.
+    For devices: {"status": "done" or "failed", "result": …}, JSON; the result may be left out and has at most 8 KiB. The same answer again changes
+    nothing; another one, one that comes too late and one that cannot be read are refused and kept with the refused messages.
     """
-    uid = ctx.principal.device_uid or ""
-    refused = _wrong_result(body)
+    web.check_json()
+    uid, payload = ctx.principal.device_uid or "", _payload(ctx)
     with tenancy.work(ctx.scope) as db:
-        refused = command_delivery.take(db, Answer(uid, command_id, body.status, body.result, refused))
+        refused = command_delivery.take(db, command_delivery.parse_answer(uid, command_id, payload))
     if refused is not None:
         topic = f"POST {web.PREFIX}/commands/{command_id}/result"
-        ingest([Incoming(uid, None, refused, command_delivery.HTTP, topic, body.model_dump_json().encode())])
+        ingest([Incoming(uid, None, refused, command_delivery.HTTP, topic, payload, ctx.media_type)])
         raise _problem(refused)
     presence.status([StatusEvent(uid, True, "answer", command_delivery.HTTP, is_said=False)])
 
 
-def _wrong_result(body: AnswerIn) -> PayloadError | None:
+def _payload(ctx: web.Context) -> bytes:
+    """The body; of one that is far too large the beginning, which is too large as well."""
     try:
-        command_delivery.check_result(body.result)
-    except PayloadError as error:
-        return error
-    return None
+        return ctx.body(KEPT_PAYLOAD)
+    except RequestEntityTooLarge:
+        return ctx.beginning(KEPT_PAYLOAD)
 
 
 def _problem(refused: PayloadError) -> Problem:
@@ -239,4 +245,6 @@ def _problem(refused: PayloadError) -> Problem:
     detail = f"{refused.reason[:1].upper()}{refused.reason[1:]}."
     if refused.code == "command-finished":
         return Conflict(detail, "command-finished")
-    return Invalid(detail, [{"loc": ["body", "result"], "msg": refused.reason}])
+    status, title = (413, "too-large") if refused.code == "too-large" else (422, "invalid")
+    extra = {"code": refused.code, "limit": refused.limit, "allowed": refused.allowed}
+    return Problem(status, title, detail, errors=[{"loc": ["body"], "msg": refused.reason}], extra=extra)

@@ -115,6 +115,7 @@ def _check_quota(outcomes: Outcomes | None) -> None:
                 "limit": limit,
                 "used": limit,
                 "allowed": limit,
+                "retry_after": spent[0].retry_after,
             },
         )
 
@@ -214,13 +215,7 @@ def _from_person(ctx: web.Context) -> StoredOut:
 
 
 def _json_body(ctx: web.Context) -> bytes:
-    if (ctx.media_type or "").partition(";")[0].strip().lower() != "application/json":
-        raise Problem(
-            415,
-            "unsupported-media-type",
-            "Send the body with Content-Type: application/json.",
-            headers={"Accept": "application/json"},
-        )
+    web.check_json()
     return ctx.body(payloads.MAX_BYTES)
 
 

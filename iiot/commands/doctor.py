@@ -2,7 +2,9 @@
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,6 +100,25 @@ def check_broker() -> str:
     return f"{settings.mqtt_broker} at {parts.hostname}:{parts.port}"
 
 
+def check_adapter(name: str, url: str | None = None) -> str:
+    """The adapter runs and is connected; `url`: the setting that says whether it is wanted at all."""
+    from iiot import config
+    from iiot.services import adapters
+
+    if url is not None and getattr(config.load(), url) in (None, "", "off"):
+        return "off"
+    deadline = time.monotonic() + adapters.BEAT_SECONDS
+    while adapters.running() and name not in (adapters.running() or ()) and time.monotonic() < deadline:
+        time.sleep(0.25)
+    try:
+        adapters.check(name)
+    except ConnectionError as error:
+        raise Sick(
+            str(error), f"See {name}.log in the log folder; `python -m protocols check {name}` says more."
+        ) from None
+    return "connected"
+
+
 def check_portal() -> str:
     """The web server says that it is ready."""
     from iiot import config
@@ -146,6 +167,10 @@ CHECKS: dict[str, Callable[[], str]] = {
     "database": check_database,
     "redis": check_redis,
     "mqtt": check_broker,
+    "mqtt-adapter": partial(check_adapter, "mqtt"),
+    "coap": partial(check_adapter, "coap"),
+    "amqp": partial(check_adapter, "amqp", "amqp_url"),
+    "opcua": partial(check_adapter, "opcua"),
     "portal": check_portal,
 }
 
@@ -166,7 +191,7 @@ def doctor(as_json: bool) -> None:
         show(rows, as_json)
     else:
         for row in rows:
-            click.echo(f"{'ok  ' if row['ok'] else 'FAIL'}  {row['check']:<10}  {row['found']}")
+            click.echo(f"{'ok  ' if row['ok'] else 'FAIL'}  {row['check']:<12}  {row['found']}")
             if row["mend"]:
-                click.echo(f"                  → {row['mend']}")
+                click.echo(f"                    → {row['mend']}")
     sys.exit(0 if all(row["ok"] for row in rows) else 1)

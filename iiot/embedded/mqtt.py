@@ -82,13 +82,8 @@ class Mosquitto:
 
     @property
     def crl_path(self) -> Path:
-        """The list of revoked certificates that the broker reads at SIGHUP."""
+        """The list of revoked certificates that the broker reads at its start."""
         return self.folder / "devices.crl"
-
-    @property
-    def pid_file(self) -> Path:
-        """Its process id."""
-        return self.folder / "mosquitto.pid"
 
     @property
     def url(self) -> str:
@@ -115,6 +110,7 @@ class Mosquitto:
         values = {"plugin": programs[1], "folder": self.folder, "service_port": self.service_port}
         for name, (host, port) in self.binds.items():
             values |= {f"{name}_host": host, f"{name}_port": port}
+        values["mqtt_ws_domain"] = "ipv6" if ":" in self.binds["mqtt_ws_bind"][0] else "ipv4"
         text = string.Template(TEMPLATE.read_text()).substitute(values)
         self.account.write(self.folder / "mosquitto.conf", text)
 
@@ -135,7 +131,7 @@ class Mosquitto:
 
 @dataclass(frozen=True)
 class Amqtt:
-    """The broker for machines where Mosquitto cannot be installed: MQTT 3.1.1, some hundred messages a second, in memory."""
+    """The broker for machines where Mosquitto cannot be installed, and for who asks for it: MQTT 3.1.1, some hundred messages a second, in memory."""
 
     users: ServiceUsers
     logs: Path
@@ -154,8 +150,8 @@ class Amqtt:
 
     @property
     def url(self) -> str:
-        """The adapter's login."""
-        return self.users.url(ADAPTER, reachable(self.host), self.port)
+        """The adapter's login, with the one version of MQTT that amqtt reads."""
+        return f"{self.users.url(ADAPTER, reachable(self.host), self.port)}?version=3.1.1"
 
     def program(self) -> Program:
         """How to run the broker; it reads its devices from the database."""

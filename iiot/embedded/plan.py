@@ -80,8 +80,13 @@ def _is_wanted(name: str, settings: Settings, wants_rabbitmq: bool) -> bool:
     if name == "amqp_bind":
         return wants_rabbitmq
     if name.startswith("mqtt_"):
-        return settings.mqtt_url is None and (name != "mqtt_cert_bind" or find_mosquitto() is not None)
+        return settings.mqtt_url is None and (name != "mqtt_cert_bind" or _takes_mosquitto(settings))
     return True
+
+
+def _takes_mosquitto(settings: Settings) -> bool:
+    """Whether the embedded broker is Mosquitto: it is installed, and nobody asked for the other one."""
+    return settings.mqtt_broker == "mosquitto" and find_mosquitto() is not None
 
 
 def make(
@@ -116,7 +121,7 @@ def make(
         inner = _inner_ports(old, taken)
         _databases(plan, settings, base, inner)
         if settings.mqtt_url is None:
-            _broker(plan, base, console, files)
+            _broker(plan, settings, base, console, files)
         if wants_rabbitmq:
             _rabbitmq(plan, base, inner)
     return plan
@@ -124,11 +129,15 @@ def make(
 
 def _bind(settings: Settings, name: str, taken: set[int], console: Console) -> str:
     host, wanted = split_bind(getattr(settings, name))
-    port = ports.choose(host, wanted, taken, socket.SOCK_DGRAM if name in UDP else socket.SOCK_STREAM)
-    if wanted and port != wanted:
-        if name in settings.model_fields_set:
+    kind = socket.SOCK_DGRAM if name in UDP else socket.SOCK_STREAM
+    if wanted and name in settings.model_fields_set:
+        if wanted in taken or not ports.is_free(host, wanted, kind):
             raise EmbeddedError(f"Port {wanted} of {config.PREFIX}{name.upper()} is taken by another program.")
-        console.warn(name.partition("_")[0], f"port {wanted} is taken; {port} is used instead")
+        port = wanted
+    else:
+        port = ports.choose(host, wanted, taken, kind)
+        if wanted and port != wanted:
+            console.warn(name.partition("_")[0], f"port {wanted} is taken; {port} is used instead")
     taken.add(port)
     return join(host, port)
 
@@ -158,17 +167,20 @@ def _databases(plan: Plan, settings: Settings, base: Path, port: Callable[[str],
     plan.values["service_port"] = port("mqtt_url")
 
 
-def _broker(plan: Plan, base: Path, console: Console, files: Callable[[], Mapping[str, str]]) -> None:
+def _broker(
+    plan: Plan, settings: Settings, base: Path, console: Console, files: Callable[[], Mapping[str, str]]
+) -> None:
     users = ServiceUsers(plan.data.secrets)
     service_port = int(plan.values["service_port"])
     binds = {name: plan.bind(name) for name in BINDS if name.startswith("mqtt_") and name in plan.values}
-    if find_mosquitto() is not None:
+    if _takes_mosquitto(settings):
         broker = Mosquitto(base, users, plan.data.logs, binds, service_port, plan.account, files)
         plan.broker = broker
         plan.values |= {"mqtt_url": broker.url, "mqtt_admin_url": broker.admin_url, "mqtt_broker": "mosquitto"}
-        plan.values |= {"mqtt_crl_path": str(broker.crl_path), "mqtt_pid_path": str(broker.pid_file)}
+        plan.values["mqtt_crl_path"] = str(broker.crl_path)
         return
-    console.warn("broker", "Mosquitto is not installed: amqtt serves MQTT 3.1.1 to some hundred messages/s, in memory")
+    why = "IIOT_MQTT_BROKER" if settings.mqtt_broker == "amqtt" else "Mosquitto is not installed"
+    console.warn("broker", f"{why}: amqtt serves MQTT 3.1.1 to some hundred messages/s, in memory")
     plan.broker = Amqtt(users, plan.data.logs, binds, plan.environment)
     plan.values |= {"mqtt_url": plan.broker.url, "mqtt_admin_url": None, "mqtt_broker": "amqtt"}
 

@@ -58,8 +58,8 @@ def free_port(host: str = "127.0.0.1", kind: socket.SocketKind = socket.SOCK_STR
 
 
 def choose(host: str, wanted: int, taken: Collection[int] = (), kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """`wanted` when it is free (and not 0), else another free port that is not in `taken`."""
-    if wanted and wanted not in taken and is_free(host, wanted, kind):
+    """`wanted` when it is free, nobody chose it a moment ago and it is not 0, else another free port that is not in `taken`."""
+    if wanted and wanted not in taken and is_free(host, wanted, kind) and _hold(wanted):
         return wanted
     while (port := free_port(host, kind)) in taken:
         pass

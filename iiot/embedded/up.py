@@ -20,6 +20,7 @@ from iiot.embedded import EmbeddedError, plan
 from iiot.embedded.console import Console
 from iiot.embedded.datadir import DataDir
 from iiot.embedded.mqtt import ROOT, Mosquitto, reachable
+from iiot.embedded.ports import is_free
 from iiot.embedded.supervisor import Interrupted, Slot, Supervisor
 
 REBUILD_SECONDS = 60.0
@@ -145,6 +146,7 @@ class Up:
             self.console.step("rabbitmq", f"on {rabbitmq.host}:{rabbitmq.port}")
 
     def _start_portal(self) -> None:
+        self._check_ports()
         configuration = str(ROOT / "config" / "gunicorn.conf.py")
         make, python = self.supervisor.launch, self.plan.python
         serves = partial(answers_ok, f"{self.plan.http}/health")
@@ -165,6 +167,16 @@ class Up:
             self.supervisor.wait(slot)
             self.console.step(slot.name, self.plan.http if slot.name == "web" else "runs")
         self._wait_until_ready()
+
+    def _check_ports(self) -> None:
+        """Nobody has taken the portal's ports since they were chosen: else another server's answers would pass for ours."""
+        for name in ("http_bind", "coap_bind", "opcua_bind"):
+            if name in self.plan.values:
+                host, port = self.plan.bind(name)
+                if not is_free(host, port, socket.SOCK_DGRAM if name in plan.UDP else socket.SOCK_STREAM):
+                    raise EmbeddedError(
+                        f"Port {port} of {config.PREFIX}{name.upper()} was taken by another program. Start again."
+                    )
 
     def _wait_until_ready(self) -> None:
         """/ready answers 200 when database, Redis and MQTT serve. Processes that die meanwhile are started again."""

@@ -84,13 +84,14 @@ _decode_any = msgspec.json.Decoder().decode
 _NOT_PLAIN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def parse(payload: bytes, content_type: str | None, now_ms: int) -> Parsed:
+def parse(payload: bytes, content_type: str | None, now_ms: int, came_ms: int | None = None) -> Parsed:
     """Read one telemetry payload.
 
     `now_ms` is the server's time in milliseconds since the epoch: the time of readings without one, and the middle of
-    the accepted window. Raises PayloadError, and nothing else, whatever the bytes are.
+    the accepted window. `came_ms`: when the message came, if that is another time; then it is the time of readings without one.
+    Raises PayloadError, and nothing else, whatever the bytes are.
     """
-    if (content_type is None or _is_json(content_type)) and len(payload) <= MAX_BYTES:
+    if came_ms is None and (content_type is None or _is_json(content_type)) and len(payload) <= MAX_BYTES:
         try:
             if payload[:1] == b"[":
                 parsed = _plain_list(_decode_wrapped_list(payload), now_ms)
@@ -104,7 +105,7 @@ def parse(payload: bytes, content_type: str | None, now_ms: int) -> Parsed:
             parsed = None
         if parsed is not None and b"\\u0000" not in payload:
             return parsed
-    return _parse_carefully(payload, content_type, now_ms)
+    return _parse_carefully(payload, content_type, now_ms, came_ms)
 
 
 def _plain(ts: int | None, values: dict[str, Value], ack: bool, now_ms: int) -> Parsed | None:
@@ -135,11 +136,11 @@ def _plain_list(elements: list[_Wrapped], now_ms: int) -> Parsed | None:
     return Parsed(items, [], ack)
 
 
-def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int) -> Parsed:
+def _parse_carefully(payload: bytes, content_type: str | None, now_ms: int, came_ms: int | None = None) -> Parsed:
     """The full rules. They decide alone; the short way in `parse` may only save time."""
     form = form_of(content_type)
     check_envelope(payload)
-    reader = Reader(now_ms)
+    reader = Reader(now_ms, came_ms)
     if form in (SENML_JSON, SENML_CBOR):
         data = _decode(payload) if form == SENML_JSON else cbor.decode(payload, (int, str))
         senml.read(data, reader)

@@ -7,7 +7,6 @@ home/<home>/<node>/status                  online or offline
 
 from __future__ import annotations
 
-import contextlib
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from iiot.payloads import CBOR, Item, Parsed, PayloadError, Rejected, check_envelope, decode, form_of, parse
-from iiot.payloads.reader import MAX_READINGS, Reader, Value, kind_of, shown
+from iiot.payloads.reader import MAX_READINGS, TOO_BIG, Reader, Value, kind_of, shown
 
 MAX_CHILDREN: Final = 1_000
 MAX_CHILD_NAME: Final = 200
@@ -26,6 +25,8 @@ WORD: Final = re.compile(r"[A-Za-z0-9_.:-]{1,40}", re.ASCII)
 # Kinds whose state is ON or OFF, and kinds that are only read.
 SWITCHED: Final = frozenset({"light", "switch"})
 READ_ONLY: Final = frozenset({"sensor", "binary_sensor"})
+# A number in JSON (RFC 8259 section 6).
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _LEVELS_OF_STATE: Final = 6
 _LEVELS_OF_STATUS: Final = 4
 _SCHEME: Final = "the smart-home scheme has home/<home>/<node>/<kind>/<entity>/state and home/<home>/<node>/status"
@@ -192,7 +193,7 @@ def _plain(payload: bytes) -> Value:
         raise PayloadError("not-utf8", f"the message is not UTF-8 text (byte {error.start})") from None
     if not text:
         raise PayloadError("empty", "the message has no content")
-    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+    try:
         value = msgspec.json.decode(text)
         if isinstance(value, bool):
             return value
@@ -200,6 +201,10 @@ def _plain(payload: bytes) -> Value:
             return _finite(value)
         if isinstance(value, str):
             text = value
+    except (msgspec.DecodeError, RecursionError):
+        # The decoder takes no number beyond double precision.
+        if _NUMBER.fullmatch(text) is not None:
+            raise PayloadError(*TOO_BIG) from None
     if len(text) > MAX_STATE:
         raise PayloadError(
             "string-too-long", f"a state has at most {MAX_STATE} characters", "state_characters", MAX_STATE
@@ -213,7 +218,7 @@ def _finite(value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise PayloadError("number-out-of-range", "the number does not fit into double precision") from None
+        raise PayloadError(*TOO_BIG) from None
 
 
 def _checked(kind: str, key: str, value: Value) -> Value | PayloadError:

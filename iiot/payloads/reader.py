@@ -86,8 +86,10 @@ _encode = msgspec.json.Encoder().encode
 class Reader:
     """Collects items and rejections of one payload, element by element."""
 
-    def __init__(self, now_ms: int) -> None:
+    def __init__(self, now_ms: int, came_ms: int | None = None) -> None:
+        """`now_ms`, `came_ms`: see `iiot.payloads.parse`."""
         self.now_ms = now_ms
+        self.came_ms = now_ms if came_ms is None else came_ms
         self.items: list[Item] = []
         self.places: list[int] = []
         self.rejected: list[Rejected] = []
@@ -121,7 +123,7 @@ class Reader:
         self.take(index, element.get("ts"), values, marks)
 
     def take(self, index: int, time: Any, values: dict[str, Any], marks: dict[str, int] | None = None) -> None:
-        """Take the values of one moment: `time` is milliseconds, an RFC 3339 string, or None for now; `marks`: see Parsed."""
+        """Take the values of one moment: `time` is milliseconds, an RFC 3339 string, or None for when the message came; `marks`: see Parsed."""
         ts = self._read_ts(index, time)
         good = self._read_values(index, values)
         if ts is not None and good:
@@ -164,9 +166,7 @@ class Reader:
         return marks, {key: value for key, value in values.items() if key not in unread} if unread else values
 
     def _read_ts(self, index: int, ts: Any) -> int | None:
-        if ts is None:
-            return self.now_ms
-        millis = _milliseconds(ts)
+        millis = self.came_ms if ts is None else _milliseconds(ts)
         if millis is None:
             reason = f"ts is {kind_of(ts)}; it must be integer milliseconds since 1970 or an RFC 3339 time with offset"
             self.rejected.append(Rejected(index, "ts-invalid", reason))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from iiot.payloads.reader import MAX_KEY, MAX_READINGS, PayloadError, Reader, Rejected, kind_of, shown
+from iiot.payloads.reader import MAX_KEY, MAX_READINGS, TOO_BIG, PayloadError, Reader, Rejected, kind_of, shown
 
 # Section 6, table 4; texts beyond it are the same in both forms.
 CBOR_LABELS: Final = {
@@ -120,7 +120,7 @@ class _Record:
 
     def _milliseconds(self, seconds: float) -> int:
         """The nearest one: seconds in double precision hold microseconds at best, so 0.001 is rarely exact."""
-        start = self.reader.now_ms if seconds < RELATIVE_BELOW else 0
+        start = self.reader.came_ms if seconds < RELATIVE_BELOW else 0
         return start + round(seconds * 1000)
 
     def _value(self, name: str, base: float) -> Any:
@@ -131,7 +131,7 @@ class _Record:
         try:
             return float(value) + float(base) if name == "v" else value
         except OverflowError:
-            self._reject("number-out-of-range", "a number does not fit into double precision", name)
+            self.reader.rejected.append(Rejected(self.index, *TOO_BIG[:3], name, TOO_BIG.allowed))
             return None
 
     def _reject(self, code: str, reason: str, key: str | None = None) -> None:

@@ -49,6 +49,7 @@ def _who() -> dict[str, Any]:
     names = session.names_of(principal)
     # What is held counts, not what may be used now: the settings of a tenant that is being deleted are where it is restored.
     shown = [entry[:3] for entry in NAVIGATION if entry[3] in principal.held]
+    can_write = "device:write" in principal.permissions
     if principal.is_platform_admin:
         shown.append(PLATFORM_NAVIGATION)
     return {
@@ -58,7 +59,9 @@ def _who() -> dict[str, Any]:
         "navigation": shown,
         "brand": brand.of(principal),
         "permissions": principal.permissions,
-        "can_write": "device:write" in principal.permissions,
+        "can_write": can_write,
+        # To make devices and decide what gateways bring: members who are limited to some devices may not.
+        "can_add": can_write and not principal.is_limited,
     }
 
 

@@ -80,14 +80,13 @@ def _commands(uid: str, issued: certificates.Issued) -> str:
     settings = config.load()
     host, port = split_bind(settings.mqtt_cert_public or settings.mqtt_cert_bind)
     host = request.host.rpartition(":")[0] or request.host if host in connect.EVERYWHERE else host
-    files = {f"{uid}.crt": issued.certificate.pem, f"{uid}.key": issued.private_key, "broker-ca.crt": issued.broker_ca}
-    parts = [f"cat > {name} <<'END'\n{text.strip()}\nEND" for name, text in files.items() if text]
-    trust = "--cafile broker-ca.crt" if issued.broker_ca else "--capath /etc/ssl/certs"
-    parts.append(
+    files = {f"{uid}.crt": issued.certificate.pem, f"{uid}.key": issued.private_key}
+    write_ca, trust = connect.trusting(issued.broker_ca)
+    return (
+        f"{connect.writing(files)}{write_ca}"
         f"chmod 600 {uid}.key\n"
         f"mosquitto_pub -h {host} -p {port} -q 1 \\\n"
         f"  {trust} --cert {uid}.crt --key {uid}.key \\\n"
         f"  -i {uid} -t iiot/{uid}/up/telemetry \\\n"
-        """  -m '{"temperature": 21.5, "running": true}'"""
+        f"  -m {connect.READING}"
     )
-    return "\n".join(parts)

@@ -1,16 +1,15 @@
 """The commands a person pastes to make a device send: an entry for each protocol, with real addresses, and the token where it is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from flask import render_template, request
 
-from iiot import config
+from iiot import config, tenancy, web
 from iiot.config import Settings, split_bind
-from iiot.models import Device
 from iiot.portal import forms
-from iiot.services import adapters, credentials
+from iiot.services import adapters, certificates, credentials, devices, oscore
 
 PLACEHOLDER = "YOUR_TOKEN"
 # What uals calls itself; its certificate has to say the same.
@@ -86,6 +85,17 @@ def joined(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def writing(files: Mapping[str, str | None]) -> str:
+    """Commands that write these files, name → text, so that what is pasted needs nothing else; those without a text are left out."""
+    return "".join(f"cat > {name} <<'END'\n{text.strip()}\nEND\n" for name, text in files.items() if text)
+
+
+def trusting(broker_ca: str | None) -> tuple[str, str]:
+    """For the broker's certificate: the command that writes what it is checked with, and the option of mosquitto_pub that names it."""
+    name = "broker-ca.crt"
+    return writing({name: broker_ca}), f"--cafile {name}" if broker_ca else "--capath /etc/ssl/certs"
+
+
 # --- the protocols -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -94,7 +104,8 @@ def _mqtt(place: Place) -> Entry:
     address = place.address("mqtt") or split_bind(place.settings.mqtt_bind)
     snippets = [Snippet("MQTT", _mosquitto(place, address))]
     if tls := place.address("mqtt_tls"):
-        snippets.append(Snippet("MQTT over TLS", _mosquitto(place, tls, "  --cafile server-ca.crt \\\n")))
+        write_ca, trust = trusting(certificates.broker_ca())
+        snippets.append(Snippet("MQTT over TLS", write_ca + _mosquitto(place, tls, f"  {trust} \\\n")))
     if web := place.address("mqtt_ws"):
         snippets.append(Snippet("MQTT over WebSocket", _mqtt_js(place, web)))
     snippets.append(Snippet("Python", _paho(place, address)))
@@ -102,8 +113,6 @@ def _mqtt(place: Place) -> Entry:
         "mosquitto_pub is in the package mosquitto-clients. QoS 1: the broker keeps the message until the portal has stored it. "
         "The Python program sends a reading every second; install its library with: pip install paho-mqtt"
     )
-    if tls:
-        note += ". server-ca.crt is in the folder pki of the data dir"
     if web:
         note += ". mqtt is the command of the npm package mqtt"
     return Entry("mqtt", "MQTT", joined(address), tuple(snippets), f"{note}.")
@@ -227,9 +236,15 @@ def entries(place: Place) -> list[Entry]:
     return [make(place) for make in PROTOCOLS]
 
 
-def page(device: Device, issued: credentials.Issued | None = None, token: str | None = None) -> str:
+def page(ctx: web.Context, uid: str, issued: credentials.Issued | None = None, token: str | None = None) -> str:
     """The Connect tab. With a token just made (`issued`, or `token` of a new device) it is shown, and the browser gives the page its own address,
-    so that a reload sends no form."""
+    so that a reload sends no form. Raises NotFound."""
+    with tenancy.work(ctx.scope) as db:
+        device = devices.get(db, uid)
+        has_token = any(not each.is_expired for each in credentials.list_all(db, device))
+        has_key = bool(oscore.list_all(db, device)) or any(
+            not certificates.has_ended(each) for each in certificates.list_all(db, device)
+        )
     token = issued.token if issued else token
     # HTTP and CoAP take every token of the device with its uid; the brokers know the later ones by names of their own.
     user = issued.user_name if issued else device.uid
@@ -239,6 +254,8 @@ def page(device: Device, issued: credentials.Issued | None = None, token: str | 
         tab="connect",
         device=device,
         token=token,
+        has_token=has_token,
+        has_key=has_key,
         user_name=user,
         kept_others=issued is not None and issued.credential.slot != 1,
         entries=entries(place),

@@ -36,9 +36,7 @@ def overview(ctx: web.Context, uid: str) -> str:
 @pages.route("GET", "/devices/<uid>/connect", permission="device:read")
 def connect_page(ctx: web.Context, uid: str) -> str:
     """How to connect the device."""
-    with tenancy.work(ctx.scope) as db:
-        device = devices.get(db, uid)
-    return connect.page(device)
+    return connect.page(ctx, uid)
 
 
 @pages.route("POST", "/devices/<uid>/credentials", permission="device:write")
@@ -52,7 +50,7 @@ def new_token(ctx: web.Context, uid: str) -> Response:
             issued = (credentials.add if form["keep"] == "true" else credentials.replace)(db, device, wanted)
     except (Invalid, Conflict) as problem:
         return _refused(ctx, uid, problem, form)
-    return make_response(connect.page(device, issued), 201)
+    return make_response(connect.page(ctx, uid, issued), 201)
 
 
 @pages.route("POST", "/devices/<uid>/credentials/<credential_id>/revoke", permission="device:write")

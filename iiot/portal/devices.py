@@ -119,4 +119,4 @@ def add_device(ctx: web.Context) -> Response:
             device, token = devices.create(db, wanted)
     except Problem as problem:
         return forms.refused("devices.html", problem, form=form, add_open=True, **_values(ctx))
-    return make_response(connect.page(device, token=token), 201)
+    return make_response(connect.page(ctx, device.uid, token=token), 201)

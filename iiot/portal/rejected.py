@@ -21,6 +21,7 @@ PER_PAGE = 25
 LONGEST_EDITED = 64 * 1024
 NAMES = ("device", "code", "protocol", "state", "from", "to")
 COUNTS = ("total", "stored", "refused", "skipped")
+DONE = {"discarded": "The message was discarded."}
 ROW = 16
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -90,7 +91,8 @@ def _list_values(ctx: web.Context, given: dict[str, str], device: str | None = N
 @pages.route("GET", "/rejected", permission="telemetry:read")
 def show_all(ctx: web.Context) -> str:
     """The refused messages of all devices, newest first."""
-    return render_template("rejected.html", **_list_values(ctx, _given()))
+    message = DONE.get(request.args.get("done", ""))
+    return render_template("rejected.html", message=message, **_list_values(ctx, _given()))
 
 
 @pages.route("GET", "/devices/<uid>/rejected", permission="telemetry:read")
@@ -199,7 +201,7 @@ def discard(ctx: web.Context, rejected_id: str) -> Response:
     """Throw it away."""
     with tenancy.work(ctx.scope) as db:
         rejections.discard(db, rejected_id)
-    return make_response(redirect("/rejected", 303))
+    return make_response(redirect("/rejected?done=discarded", 303))
 
 
 # --- many at once ------------------------------------------------------------------------------------------------------------------------------

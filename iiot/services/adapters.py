@@ -16,6 +16,15 @@ def beat(name: str, is_connected: bool) -> None:
     metering.ask(lambda client: client.hset(_KEY, name, f"{time.time():.0f} {int(is_connected)}"))
 
 
+def check(name: str) -> None:
+    """Raises ConnectionError unless the adapter is connected now."""
+    found = running()
+    if found is None:
+        raise ConnectionError("Redis does not answer, so nobody knows")
+    if name not in found:
+        raise ConnectionError("the adapter is not connected")
+
+
 def running() -> frozenset[str] | None:
     """The adapters that are connected now; None while Redis does not answer and nobody knows."""
     found = metering.ask(lambda client: cast(dict[bytes, bytes], cast(Any, client).hgetall(_KEY)))

@@ -91,9 +91,13 @@ def issue(db: Session, device: Device, wanted: Wanted) -> Issued:
         credentials.tell_broker(db, "add_certificate", device_uid, lambda: broker.add_certificate(device_uid, uid))
     else:
         credentials.tell_broker(db, "revoke", device.uid, lambda: revocations.amend([signed.serial_number]))
-    # An outside broker has a certificate of its operator's.
-    broker_ca = pki.path("server").read_text() if pki.path("server").exists() else None
-    return Issued(row, authority.key_pem(own) if own else None, pki.authority("device").pem, broker_ca)
+    return Issued(row, authority.key_pem(own) if own else None, pki.authority("device").pem, broker_ca())
+
+
+def broker_ca() -> str | None:
+    """What the embedded broker's certificate is checked with, in PEM; None for an outside broker, which has one of its operator's."""
+    file = authority.ours().path("server")
+    return file.read_text() if file.exists() else None
 
 
 def revoke(db: Session, device: Device, uid: str) -> None:

@@ -227,38 +227,49 @@ def _address(db: Session, command: Command) -> str | None:
     return command.entity.address if db.scalar(select(Home.id).where(*own)) is not None else None
 
 
-def poll(scope: Scope, device_id: int, protocol: str = HTTP) -> Order | None:
+def poll(
+    scope: Scope, device_id: int, protocol: str = HTTP, check: Callable[[Session], None] | None = None
+) -> Order | None:
     """The command that a device who asks for it over HTTP, or another protocol, has to do now, or None.
 
     To a gateway also those of its children, one at a time.
 
     One that was handed out and is not answered is handed out again: the first answer may have been lost.
+
+    `check` is called last, in the same transaction: when it raises, the command stays as it was.
     """
     with tenancy.work(scope) as db:
-        now = clock.now()
-        here = (Device.id == device_id, Device.command_protocol.is_distinct_from(protocol))
-        db.execute(
-            update(Device).where(*here).values(command_protocol=protocol).execution_options(synchronize_session=False)
-        )
-        oldest = (
-            select(Command)
-            .join(Device, _OF_DEVICE)
-            .join(Tenant, Tenant.id == Command.tenant_id)
-            # A poll may have waited while the device was shut out.
-            .where(Device.enabled, Tenant.status == "active")
-            .where(or_(Device.id == device_id, Device.gateway_id == device_id))
-            .where(Command.state.in_(command_life.UNFINISHED), Command.expires_at > now, _FREE)
-            .options(selectinload(Command.device))
-            .order_by(_SINCE, Command.id)
-            .limit(1)
-            .with_for_update(of=Command)
-        )
-        command = db.scalar(oldest)
-        if command is None:
-            return None
-        if command.state == "queued":
-            _send(db, command, protocol, now)
-        return _order(db, command)
+        order = _next(db, device_id, protocol)
+        if check is not None:
+            check(db)
+        return order
+
+
+def _next(db: Session, device_id: int, protocol: str) -> Order | None:
+    now = clock.now()
+    here = (Device.id == device_id, Device.command_protocol.is_distinct_from(protocol))
+    db.execute(
+        update(Device).where(*here).values(command_protocol=protocol).execution_options(synchronize_session=False)
+    )
+    oldest = (
+        select(Command)
+        .join(Device, _OF_DEVICE)
+        .join(Tenant, Tenant.id == Command.tenant_id)
+        # A poll may have waited while the device was shut out.
+        .where(Device.enabled, Tenant.status == "active")
+        .where(or_(Device.id == device_id, Device.gateway_id == device_id))
+        .where(Command.state.in_(command_life.UNFINISHED), Command.expires_at > now, _FREE)
+        .options(selectinload(Command.device))
+        .order_by(_SINCE, Command.id)
+        .limit(1)
+        .with_for_update(of=Command)
+    )
+    command = db.scalar(oldest)
+    if command is None:
+        return None
+    if command.state == "queued":
+        _send(db, command, protocol, now)
+    return _order(db, command)
 
 
 def take(db: Session, answer: Answer) -> PayloadError | None:

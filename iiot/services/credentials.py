@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from iiot import auth, broker, cache, clock, ids, rabbitmq, tenancy
+from iiot import auth, broker, cache, clock, events, ids, rabbitmq, tenancy
 from iiot.errors import Conflict, Forbidden, Invalid, NotFound
 from iiot.models import Credential, Device, Tenant
 from iiot.services import audit, presence
@@ -88,7 +88,7 @@ def _has_expired(row: Credential, now: datetime) -> bool:
 
 def first(db: Session, device: Device) -> str:
     """The token of a device just made."""
-    return _issue(db, device, 1, Wanted()).token
+    return _issue(db, device, 1, Wanted(), is_first=True).token
 
 
 def replace(db: Session, device: Device, wanted: Wanted) -> Issued:
@@ -101,7 +101,7 @@ def replace(db: Session, device: Device, wanted: Wanted) -> Issued:
     issued = _issue(db, device, 1, wanted)
     before = {"credentials": [row.uid for row in former]}
     audit.record(db, "credential.replace", ("device", device.uid), before=before, after=_noted(issued.credential))
-    tenancy.after_commit(db, cache.forget_everywhere)
+    end_proofs(db, device.uid)
     if former:
         presence.shut_out(db, device, "token-replaced")
     for user in (broker.user_name(device.uid, row.slot) for row in former if row.slot != 1):
@@ -139,7 +139,7 @@ def revoke(db: Session, device: Device, uid: str) -> None:
         presence.note(db, device, "token-revoked")
     else:
         presence.shut_out(db, device, "token-revoked")
-    tenancy.after_commit(db, cache.forget_everywhere)
+    end_proofs(db, device.uid)
     _remove_login(db, device.uid, broker.user_name(device.uid, row.slot))
 
 
@@ -158,9 +158,10 @@ def _noted(row: Credential) -> dict[str, Any]:
     return {"id": row.uid, "name": row.name, "slot": row.slot, "expires_at": row.expires_at}
 
 
-def _issue(db: Session, device: Device, slot: int, wanted: Wanted) -> Issued:
-    """A new token; its keyed hash and the broker's verifier are stored."""
-    token = ids.new_token()
+def _issue(db: Session, device: Device, slot: int, wanted: Wanted, *, is_first: bool = False) -> Issued:
+    """A new token; its keyed hash and the broker's verifier are stored. With no other valid one the device begins anew at the broker."""
+    token, now = ids.new_token(), clock.now()
+    begins_anew = not is_first and all(_has_expired(row, now) for row in _not_revoked(db, device))
     salt, verifier, iterations = broker.verifier(token)
     row = Credential(
         uid=ids.new_uid(),
@@ -178,6 +179,8 @@ def _issue(db: Session, device: Device, slot: int, wanted: Wanted) -> Issued:
     db.flush()
     uid, enabled = device.uid, device.enabled
     tell_broker(db, "add_login", uid, lambda: broker.add_login(uid, token, slot))
+    if begins_anew:
+        tell_broker(db, "end_session", uid, lambda: broker.end_session(uid, token, slot))
     if not enabled:
         tell_broker(db, "set_enabled", uid, lambda: broker.set_enabled(uid, False))
     else:
@@ -194,6 +197,12 @@ def amqp_logins(db: Session, device: Device) -> list[rabbitmq.Login]:
         for row in _not_revoked(db, device)
         if row.amqp_hash is not None and not _has_expired(row, now)
     ]
+
+
+def end_proofs(db: Session, uid: str) -> None:
+    """After the commit: nothing remembered proves the device any more, and its questions that wait for a command are asked anew."""
+    tenancy.after_commit(db, cache.forget_everywhere)
+    tenancy.after_commit(db, lambda: events.publish_order(uid))
 
 
 def _remove_login(db: Session, uid: str, user: str) -> None:
@@ -220,8 +229,8 @@ def authenticate(db: Session, uid: str, token: str, slot: int | None = None) -> 
     """The device that `uid` and `token` prove and until when, None when they prove nothing; raises Forbidden when it is disabled or its tenant
     is suspended or being deleted.
 
-    `db`: scope "device-sign-in". `slot`: where the user name says which token it has to be. An unknown uid costs the same comparison as a wrong
-    token. The use is noted, at most once a minute.
+    `db`: scope "device-sign-in", or the device's own. `slot`: where the user name says which token it has to be. An unknown uid costs the same
+    comparison as a wrong token. The use is noted, at most once a minute.
     """
     now = clock.now()
     rows = db.execute(

@@ -49,6 +49,7 @@ class View:
 
     uid: str
     device_uid: str
+    device_name: str
     kind: str
     name: str
     is_controllable: bool
@@ -158,6 +159,7 @@ def _view(entity: Entity, readings: dict[str, tuple[Any, datetime]]) -> View:
     return View(
         entity.uid,
         entity.device.uid,
+        entity.device.name,
         entity.kind,
         entity.name,
         entity.kind not in READ_ONLY,
@@ -185,6 +187,9 @@ def control(db: ScopedSession, uid: str, change: Change) -> Command:
         mistakes.append({"loc": ["body", "brightness"], "msg": "0 to 100"})
     if mistakes:
         raise Invalid("The order is not valid.", mistakes)
+    if entity.kind == "switch" and change.brightness is not None:
+        reason = "a switch has no brightness; give state"
+        raise Invalid("The order is not valid.", [{"loc": ["body", "brightness"], "msg": reason}])
     if entity.kind in READ_ONLY:
         raise Conflict(f"An entity of the kind {entity.kind} is only read.", "entity-read-only")
     params = {"entity": f"{entity.kind}/{entity.name}", **params}

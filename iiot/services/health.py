@@ -1,4 +1,4 @@
-"""Whether the portal can do its work: the database, Redis and the broker, each asked with a deadline."""
+"""Whether the portal can do its work: the database, Redis, the broker and the adapters, each asked with a deadline."""
 
 import os
 import socket
@@ -10,12 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import unquote, urlsplit
 
 import redis
 from sqlalchemy import select
 
 from iiot import config, ids, metrics, tenancy
+from iiot.services import adapters
 
 DEADLINE = 1.0
 REMEMBER = 1.0
@@ -102,7 +104,12 @@ def check_opcua() -> None:
 
 
 # What the portal can do without: it is told, and does not make it unready.
-OPTIONAL: dict[str, Callable[[], None]] = {"opcua": check_opcua}
+OPTIONAL: dict[str, Callable[[], None]] = {
+    "mqtt-adapter": partial(adapters.check, "mqtt"),
+    "coap": partial(adapters.check, "coap"),
+    "amqp": partial(adapters.check, "amqp"),
+    "opcua": check_opcua,
+}
 CHECKS: dict[str, Callable[[], None]] = {"database": check_database, "redis": check_redis, "mqtt": check_mqtt}
 
 

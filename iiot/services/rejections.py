@@ -38,7 +38,7 @@ _NEWEST_FIRST = {"id": RejectedMessage.id}
 
 @dataclass(frozen=True)
 class Filters:
-    """Which messages; None means any. `device`: its uid. `is_open`: not yet sent again with success."""
+    """Which messages; None means any. `device`: its uid. `is_open`: something of it is not stored."""
 
     device: str | None = None
     code: str | None = None
@@ -63,10 +63,18 @@ class Result:
     accepted: int = 0
     rejected: list[Rejected] = field(default_factory=list)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether nothing of the message is missing any more."""
+        return self.accepted > 0 and not self.rejected
+
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a replay of many came to. `position`: where the next one goes on, None when there is nothing left."""
+    """What one step of a replay of many came to, in messages; `refused`: in whole or in part.
+
+    `position`: where the next one goes on, None when there is nothing left.
+    """
 
     stored: int
     refused: int
@@ -164,7 +172,8 @@ def is_cut(message: RejectedMessage) -> bool:
 def replay(scope: Scope, uid: str, mended: Mended | None = None) -> tuple[RejectedMessage, Result]:
     """Send a message again as its device, mended or as it came; returns the message and what is still wrong.
 
-    Raises NotFound, and Conflict for what cannot be sent again. What was stored before counts as accepted.
+    Raises NotFound, and Conflict for what cannot be sent again. What was stored before counts as accepted; the message stays open
+    until nothing of it is refused.
     """
     mended = mended or Mended()
     with tenancy.work(scope) as db:
@@ -191,13 +200,13 @@ def _check(message: RejectedMessage, mended: Mended) -> None:
 
 
 def _again(message: RejectedMessage, mended: Mended) -> Incoming:
-    """The message as its device would send it now, at the time at which it came."""
+    """The message as its device would send it now; readings without a time get the one at which it came."""
     payload = message.payload if mended.payload is None else mended.payload
     content_type = message.content_type if mended.content_type is None else mended.content_type
     came = (message.received_at - _EPOCH) // timedelta(milliseconds=1)
     again = Incoming(message.device.uid, None, None, PROTOCOL, message.topic, bytes(payload), content_type, came, True)
     try:
-        again.parsed = payloads.parse(again.payload, content_type, came)
+        again.parsed = payloads.parse(again.payload, content_type, clock.now_ms(), came)
     except PayloadError as error:
         again.error = error
     return again
@@ -229,7 +238,7 @@ def _note(message: RejectedMessage, result: Result, is_mended: bool) -> None:
         "mended": is_mended,
         "rejected": [detail_of(each) for each in result.rejected[:KEPT_DETAILS]],
     }
-    if result.accepted:
+    if result.is_stored:
         message.replayed_at = clock.now()
         message.replayed_by = "system" if who is None else who.label or who.uid
 
@@ -246,8 +255,8 @@ def replay_many(scope: Scope, filters: Filters, limit: int, position: list[int] 
         found = list(db.scalars(statement.where(*within).order_by(RejectedMessage.id).limit(limit)))
     able = [message for message in found if not obstacle(message) and not is_cut(message)]
     results = _send([_again(message, Mended()) for message in able]) if able else []
-    accepted = sum(result.accepted > 0 for result in results)
-    step = Step(accepted, len(results) - accepted, len(found) - len(able), None)
+    stored = sum(result.is_stored for result in results)
+    step = Step(stored, len(results) - stored, len(found) - len(able), None)
     with tenancy.work(scope) as db:
         by_id = {message.id: result for message, result in zip(able, results, strict=True)}
         for message in db.scalars(select(RejectedMessage).where(RejectedMessage.id.in_(by_id))):

@@ -1,14 +1,13 @@
-"""The list of revoked certificates that the broker reads: which serial numbers are on it, and how it learns of a change.
+"""The list of revoked certificates that the broker reads at its start: which serial numbers are on it.
 
-The broker refuses at the handshake who is on the list. What a certificate may do is decided by its client at the broker (`iiot.broker`), which
-is removed at the same moment; so a list that comes late opens nothing. Serial numbers of devices that are gone stay on it.
+What a certificate may do is decided by its client at the broker (`iiot.broker`), which is removed at the same moment: that alone ends its connection
+and leaves it no topic. The list refuses it at the handshake, too, from the broker's next start on. A running Mosquitto 2.0 is not told to read it: at
+SIGHUP it disconnects certificates with a lasting session that are not there a second time, and crashes when such a session ends (upstream issue 3418).
+Serial numbers of devices that are gone stay on the list.
 """
 
-import os
-import signal
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import structlog
 from cryptography import x509
@@ -28,7 +27,7 @@ LEFT = timedelta(days=60)
 
 
 def amend(add: Collection[int] = (), drop: Collection[int] = ()) -> None:
-    """Put serial numbers on the list, take others off, and tell the broker."""
+    """Put serial numbers on the list, and take others off."""
     pki = _ready()
     with pki.locked():
         before, _ = _read()
@@ -95,15 +94,3 @@ def _publish(pki: authority.Pki, entries: Mapping[int, datetime]) -> None:
     settings = config.load()
     settings.crl_path.parent.mkdir(parents=True, exist_ok=True)
     authority.write(settings.crl_path, pki.revocation_list(entries), 0o644)
-    if settings.mqtt_pid_path is not None:
-        _signal(settings.mqtt_pid_path)
-
-
-def _signal(file: Path) -> None:
-    """SIGHUP: Mosquitto reads the list again. Only to a process of that name, as the number may be another's by now."""
-    try:
-        pid = int(file.read_text())
-        if Path(f"/proc/{pid}/comm").read_text().strip() == "mosquitto":
-            os.kill(pid, signal.SIGHUP)
-    except (OSError, ValueError) as error:
-        log.warning("the broker was not told of the list of revoked certificates", error=str(error)[:200])

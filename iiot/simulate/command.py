@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import click
 
+from iiot import ending
 from iiot.simulate.amqp_link import AmqpLink
 from iiot.simulate.coap_link import CoapLink
 from iiot.simulate.http_link import HttpLink
@@ -137,7 +137,8 @@ def _run(options: Options) -> int:
     portal = at(options.url, options.mqtt, options.coap, options.amqp) if options.url else running(_data_dir(options))
     logins = _logins(options, tracks)
     tally = Tally()
-    stop = stop_on_signals()
+    stop = threading.Event()
+    ending.set_on_signals(stop, insist=True)
     click.echo(
         f"{len(tracks)} device(s) over {options.protocol.upper()} to {portal.http}, {options.speed:g} x real time",
         err=True,
@@ -188,20 +189,6 @@ def _logins(options: Options, tracks: list[Track]) -> list[Login]:
     if options.uid and options.token:
         return [Login(options.uid, options.token)]
     return make_devices(options.tenant or only_tenant(), [track.name for track in tracks], "simulated")
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C ends the program at once."""
-    stop = threading.Event()
-
-    def handle(number: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return stop
 
 
 def connect(

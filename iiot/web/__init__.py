@@ -16,7 +16,7 @@ from iiot.web.identity import access_token, clear_session_cookie, principal_of_t
 from iiot.web.limits import spend, spend_sign_in, within
 from iiot.web.pages import Pages
 from iiot.web.paging import ListQuery, Page, decode_cursor, encode_cursor, page
-from iiot.web.routes import PREFIX, Api, Body, Moment, Operation, Out, Query
+from iiot.web.routes import PREFIX, Api, Body, Moment, Operation, Out, Query, check_json
 
 __all__ = [
     "PREFIX",
@@ -31,6 +31,7 @@ __all__ = [
     "Pages",
     "Query",
     "access_token",
+    "check_json",
     "clear_session_cookie",
     "decode_cursor",
     "discover",

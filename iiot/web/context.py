@@ -5,7 +5,7 @@ from typing import Any
 from flask import request
 
 from iiot import auth, tenancy
-from iiot.errors import Problem, Unauthorized
+from iiot.errors import Invalid, Problem, Unauthorized
 
 
 class Context:
@@ -58,11 +58,16 @@ class Context:
         return request.headers.get("Content-Type")
 
     def idempotency_key(self, given: str | None) -> str | None:
-        """What makes a repeated request the same one: `given` in the body, else the header Idempotency-Key, quoted or not (a draft of the IETF)."""
-        if given is not None:
-            return given
+        """What makes a repeated request the same one: `given` in the body, else the header Idempotency-Key, quoted or not (a draft of the IETF).
+
+        Raises Invalid when both are there and differ.
+        """
         text = request.headers.get("Idempotency-Key")
-        return text if text is None else text.strip().strip('"')
+        key = text if text is None else text.strip().strip('"')
+        if given is not None and key is not None and key != given:
+            message = "the header Idempotency-Key says another one; send one of them"
+            raise Invalid("The body is not valid.", [{"loc": ["body", "idempotency_key"], "msg": message}])
+        return key if given is None else given
 
     def body(self, longest: int) -> bytes:
         """The raw body, for routes with `raw`; raises 413 when it has more than `longest` bytes, without reading them."""

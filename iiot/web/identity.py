@@ -20,7 +20,7 @@ from flask_jwt_extended.exceptions import JWTExtendedException
 
 from iiot import auth, cache, clock, ids, metrics, tenancy
 from iiot.config import Settings
-from iiot.errors import Forbidden, Problem, Unauthorized
+from iiot.errors import Forbidden, Problem, Unauthorized, WrongDevice
 from iiot.services import api_keys, credentials, refused_logins, sessions
 from iiot.web import limits
 
@@ -226,7 +226,7 @@ def thing(_app: Flask) -> auth.Principal:
             failed()
             failed_here()
             metrics.device_logins.labels("wrong").inc()
-            raise Unauthorized("The device uid or token is wrong.", 'Basic realm="devices", charset="UTF-8"')
+            raise WrongDevice
     metrics.device_logins.labels("ok").inc()
     _things.put((uid, token), (proof.principal, _end(proof)), mark)
     return proof.principal
@@ -242,9 +242,7 @@ def _basic(header: str) -> tuple[str, str]:
         if not colon or "\x00" in uid or len(uid) > 64 or len(token) > 256:
             raise ValueError
     except (ValueError, binascii.Error):
-        raise Unauthorized(
-            "Send `Authorization: Basic` with the device's uid and token.", 'Basic realm="devices", charset="UTF-8"'
-        ) from None
+        raise WrongDevice("Send `Authorization: Basic` with the device's uid and token.") from None
     return uid, token
 
 

@@ -111,6 +111,12 @@ def _counter() -> _Counter:
     return counter
 
 
+def _told(limit: RateLimitItem) -> str:
+    """As the protocols say it: 20/min."""
+    every = {"minute": "min"}.get(limit.GRANULARITY.name, limit.GRANULARITY.name)
+    return f"{limit.amount}/{every}" if limit.multiples == 1 else str(limit)
+
+
 def _refuse(name: str, keys: tuple[str, ...]) -> Problem:
     metrics.limited.labels(name).inc()
     seconds = _counter().seconds_left(LIMITS[name], name, *keys)
@@ -119,7 +125,7 @@ def _refuse(name: str, keys: tuple[str, ...]) -> Problem:
         "rate-limited",
         f"Too many attempts. Try again in {seconds} s.",
         headers={"Retry-After": str(seconds)},
-        extra={"limit": name, "allowed": str(LIMITS[name])},
+        extra={"limit": name, "allowed": _told(LIMITS[name])},
     )
 
 

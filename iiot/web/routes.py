@@ -271,14 +271,19 @@ def _query_reader(model: type[BaseModel]) -> Callable[[], BaseModel]:
     return read
 
 
+def check_json() -> None:
+    """Raises 415 unless the request says that its body is JSON."""
+    if request.mimetype != JSON:
+        raise Problem(
+            415, "unsupported-media-type", f"Send the body with Content-Type: {JSON}.", headers={"Accept": JSON}
+        )
+
+
 def _body_reader(model: type[BaseModel], is_optional: bool) -> Callable[[], BaseModel]:
     def read() -> BaseModel:
         if is_optional and not request.get_data():
             return model()
-        if request.mimetype != JSON:
-            raise Problem(
-                415, "unsupported-media-type", f"Send the body with Content-Type: {JSON}.", headers={"Accept": JSON}
-            )
+        check_json()
         data = request.get_data(cache=False)
         if b"\\u0000" in data and _holds_nul(data):
             raise Invalid("The body is not valid.", [{"loc": ["body"], "msg": "NUL characters are refused"}])

@@ -98,6 +98,31 @@ def admin(person: Make) -> Person:
     return person()
 
 
+Browse = Callable[[Person], FlaskClient]
+
+
+@pytest.fixture
+def browse(app: Flask) -> Browse:
+    """A browser of somebody."""
+
+    def make(person: Person) -> FlaskClient:
+        browser = app.test_client()
+        with app.test_request_context():
+            response = app.response_class()
+            web.set_session_cookie(app, response, person.opened)
+        name, _, rest = response.headers["Set-Cookie"].partition("=")
+        browser.set_cookie(name, rest.partition(";")[0])
+        return browser
+
+    return make
+
+
+def post(browser: FlaskClient, one: Person, path: str, **form: Any) -> TestResponse:
+    """Send a form of a page as its reader does."""
+    token = auth.csrf_token(one.opened.principal.session_uid or "")
+    return browser.post(path, data={"csrf_token": token, **form})
+
+
 @pytest.fixture(scope="session")
 def password_hashes() -> dict[str, str]:
     """Hashes made once; each costs a third of a second."""

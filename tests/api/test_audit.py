@@ -9,11 +9,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from iiot import tenancy, web
+from iiot import tenancy
 from iiot.models import PLATFORM
 from iiot.services import audit
 from tests import factories
-from tests.api.conftest import Make, Person, check_problem
+from tests.api.conftest import Browse, Make, Person, check_problem
 
 EVIL = '=HYPERLINK("http://192.0.2.1","Pump")'
 
@@ -140,18 +140,8 @@ def test_the_platforms_own_trail(app: Flask, person: Make, client: FlaskClient, 
     assert told.user.email not in "".join(lines)
 
 
-def browser(app: Flask, who: Person) -> FlaskClient:
-    client = app.test_client()
-    with app.test_request_context():
-        response = app.response_class()
-        web.set_session_cookie(app, response, who.opened)
-    name, _, rest = response.headers["Set-Cookie"].partition("=")
-    client.set_cookie(name, rest.partition(";")[0])
-    return client
-
-
-def test_the_page_shows_details_filters_and_exports(app: Flask, told: Person) -> None:
-    pages = browser(app, told)
+def test_the_page_shows_details_filters_and_exports(browse: Browse, told: Person) -> None:
+    pages = browse(told)
     text = pages.get("/audit").get_data(as_text=True)
     assert "=HYPERLINK(&#34;http://192.0.2.1&#34;,&#34;Pump&#34;)" in text
     assert "role.create" in text
@@ -165,17 +155,17 @@ def test_the_page_shows_details_filters_and_exports(app: Flask, told: Person) ->
     assert pages.get("/audit?cursor=x").status_code == 200
 
 
-def test_older_entries_are_on_the_next_page(app: Flask, told: Person) -> None:
+def test_older_entries_are_on_the_next_page(browse: Browse, told: Person) -> None:
     for number in range(50):
         write(told, "test.many", ("test", str(number)))
-    text = browser(app, told).get("/audit").get_data(as_text=True)
+    text = browse(told).get("/audit").get_data(as_text=True)
     address = text.split('">Older<')[0].rpartition('href="')[2].replace("&amp;", "&")
-    older = browser(app, told).get(address).get_data(as_text=True)
+    older = browse(told).get(address).get_data(as_text=True)
     assert "session.sign-in" in older
     assert ">Newest<" in older
 
 
-def test_the_pages_are_for_those_who_may_read(app: Flask, told: Person, person: Make) -> None:
-    assert browser(app, person("viewer", told.tenant)).get("/audit").status_code == 403
-    assert browser(app, told).get("/platform/audit").status_code == 403
-    assert browser(app, person(is_platform_admin=True)).get("/platform/audit").status_code == 200
+def test_the_pages_are_for_those_who_may_read(browse: Browse, told: Person, person: Make) -> None:
+    assert browse(person("viewer", told.tenant)).get("/audit").status_code == 403
+    assert browse(told).get("/platform/audit").status_code == 403
+    assert browse(person(is_platform_admin=True)).get("/platform/audit").status_code == 200

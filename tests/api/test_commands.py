@@ -1,16 +1,19 @@
 """Commands over REST: people give them, devices fetch and answer them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy.orm import Session
 from werkzeug.test import TestResponse
 
 from iiot import clock, tenancy
-from iiot.services import command_bell, command_delivery, commands, devices
+from iiot.errors import Unauthorized
+from iiot.services import command_bell, command_delivery, commands, credentials, devices
 from iiot.web import limits
 from tests import factories
 from tests.api.conftest import Make, Person, Thing, check_problem, make_thing
@@ -139,9 +142,39 @@ def test_an_answer_with_a_result_that_cannot_be_stored_shows_that_the_command_ar
     admin: Person, pump: Thing
 ) -> None:
     made = order(admin, pump)
-    check_problem(say(admin, pump, made["id"], "done", "x" * 9000), 422, "invalid")
+    told = check_problem(say(admin, pump, made["id"], "done", "x" * 9000), 422, "invalid")
+    assert (told["code"], told["limit"], told["allowed"]) == ("answer-invalid", "json_bytes", commands.MAX_JSON)
     assert read(admin, made)["state"] == "delivered"
     check_problem(admin.post(f"/devices/{pump.uid}/commands/{made['id']}/cancel"), 409, "command-state")
+    assert say(admin, pump, made["id"]).status_code == 204
+
+
+NONSENSE = {
+    "no such status": (b'{"status":"maybe"}', 422, "answer-invalid", None),
+    "no JSON": (b"not json", 422, "answer-invalid", None),
+    "nothing": (b"", 422, "answer-invalid", None),
+    "NUL": (b'{"status":"done","result":"\\u0000"}', 422, "answer-invalid", "json_bytes"),
+    "17 KiB": (b" " * 17 * 1024, 413, "too-large", "answer_bytes"),
+    "300 KiB": (b" " * 300 * 1024, 413, "too-large", "answer_bytes"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_an_answer_that_cannot_be_read_is_kept_and_shows_that_the_command_arrived(
+    admin: Person, pump: Thing, name: str
+) -> None:
+    body, status, code, limit = NONSENSE[name]
+    made = order(admin, pump)
+    fetch(admin, pump)
+    path, json = f"/api/v1/commands/{made['id']}/result", "application/json"
+    answer = admin.client.post(path, headers=pump.headers, data=body, content_type=json)
+    told = check_problem(answer, status, "too-large" if status == 413 else "invalid")
+    assert (told["code"], told["limit"]) == (code, limit)
+    assert states(read(admin, made)) == ["queued", "sent", "delivered"]
+    [kept] = admin.get(f"/devices/{pump.uid}/rejected").get_json()["items"]
+    assert (kept["code"], kept["topic"]) == (code, f"POST {path}")
+    plain = admin.client.post(path, headers=pump.headers, data=b"done", content_type="text/plain")
+    check_problem(plain, 415, "unsupported-media-type")
     assert say(admin, pump, made["id"]).status_code == 204
 
 
@@ -185,8 +218,10 @@ def test_an_idempotency_key_may_be_a_header(admin: Person, pump: Thing, header: 
     first = order(admin, pump, name="open", idempotency_key="order-1")
     again = admin.post(path, json=plain, headers={"Idempotency-Key": header})
     assert (again.status_code, again.get_json()["id"]) == (201, first["id"])
-    other = admin.post(path, json=plain | {"idempotency_key": "order-2"}, headers={"Idempotency-Key": header})
-    assert other.get_json()["id"] != first["id"], "the body counts"
+    both = admin.post(path, json=plain | {"idempotency_key": "order-1"}, headers={"Idempotency-Key": header})
+    assert both.get_json()["id"] == first["id"]
+    differing = admin.post(path, json=plain | {"idempotency_key": "order-2"}, headers={"Idempotency-Key": header})
+    check_problem(differing, 422, "invalid")
     for wrong in ("", "x" * 201):
         check_problem(admin.post(path, json=plain, headers={"Idempotency-Key": wrong}), 422, "invalid")
 
@@ -267,16 +302,23 @@ def test_the_hundred_and_first_order_of_an_hour_is_refused(app: Flask, admin: Pe
     assert int(answer.headers["Retry-After"]) > 0
 
 
+@contextmanager
+def listening(thing: Thing, work: Callable[[], None]) -> Iterator[None]:
+    """`work` waits in a thread of its own for a command of the device."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    bell = command_bell.bell()
+    eventually(lambda: bell.is_listening and thing.uid in bell._waiting)
+    yield
+    thread.join(25)
+
+
 @pytest.fixture
 def asking(admin: Person, pump: Thing) -> Iterator[list[Any]]:
     """A device that waits for a command; the list gets what it is answered, and when."""
     answers: list[Any] = []
-    thread = threading.Thread(target=lambda: answers.append((fetch(admin, pump, 20), clock.now())))
-    thread.start()
-    bell = command_bell.bell()
-    eventually(lambda: bell.is_listening and pump.uid in bell._waiting)
-    yield answers
-    thread.join(25)
+    with listening(pump, lambda: answers.append((fetch(admin, pump, 20), clock.now()))):
+        yield answers
 
 
 def test_a_long_poll_answers_at_once(admin: Person, pump: Thing, asking: list[Any]) -> None:
@@ -286,6 +328,56 @@ def test_a_long_poll_answers_at_once(admin: Person, pump: Thing, asking: list[An
     [(items, answered)] = asking
     assert [each["id"] for each in items] == [made["id"]]
     assert answered - at < timedelta(seconds=0.9), "it did not wait for the next look"
+
+
+SHUT_OUT = {
+    "revoked": (
+        lambda db, uid: [credentials.revoke(db, devices.locked(db, uid), each.uid) for each in held(db, uid)],
+        401,
+    ),
+    "replaced": (lambda db, uid: credentials.replace(db, devices.locked(db, uid), credentials.Wanted()), 401),
+    "disabled": (lambda db, uid: devices.set_enabled(db, uid, False), 403),
+    "deleted": (devices.remove, 401),
+}
+
+
+def held(db: Session, uid: str) -> list[credentials.Listed]:
+    return credentials.list_all(db, devices.get(db, uid))
+
+
+@pytest.mark.parametrize("name", SHUT_OUT)
+def test_a_poll_that_waits_is_refused_when_its_device_is_shut_out(admin: Person, pump: Thing, name: str) -> None:
+    shut_out, status = SHUT_OUT[name]
+    answers: list[TestResponse] = []
+
+    def ask() -> TestResponse:
+        return admin.client.get("/api/v1/commands?wait=25", headers=pump.headers)
+
+    with listening(pump, lambda: answers.append(ask())):
+        with tenancy.work(tenancy.of(admin.tenant)) as db:
+            shut_out(db, pump.uid)
+        eventually(lambda: answers, 5)
+    fresh = ask()
+    assert (fresh.status_code, answers[0].status_code) == (status, status)
+    assert answers[0].headers.get("WWW-Authenticate") == fresh.headers.get("WWW-Authenticate")
+    told = [answer.get_json() | {"request_id": None} for answer in (answers[0], fresh)]
+    assert told[0] == told[1]
+
+
+def test_a_revoked_poll_takes_no_command_with_it(admin: Person, pump: Thing) -> None:
+    """The order comes before the waiting question has noticed anything."""
+    made = order(admin, pump)
+    with tenancy.work(tenancy.of(admin.tenant)) as db:
+        device_id = devices.id_of(db, pump.uid)
+        credentials.replace(db, devices.locked(db, pump.uid), credentials.Wanted())
+
+    def check(db: Session) -> None:
+        if credentials.authenticate(db, pump.uid, pump.token) is None:
+            raise Unauthorized
+
+    with pytest.raises(Unauthorized):
+        command_delivery.poll(tenancy.of(admin.tenant), device_id, check=check)
+    assert states(read(admin, made)) == ["queued"]
 
 
 def test_a_long_poll_gets_the_next_one_when_the_one_before_has_expired(admin: Person, pump: Thing) -> None:

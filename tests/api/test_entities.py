@@ -92,6 +92,14 @@ def test_what_is_no_control_is_refused(admin: Person, desk: Thing, body: dict[st
     check_problem(admin.post(f"/entities/{declare(admin, desk)['id']}/control", json=body), 422, "invalid")
 
 
+def test_a_switch_has_no_brightness(admin: Person, desk: Thing) -> None:
+    entity = declare(admin, desk, "switch")
+    for body in ({"brightness": 40}, {"state": "ON", "brightness": 40}):
+        problem = check_problem(admin.post(f"/entities/{entity['id']}/control", json=body), 422, "invalid")
+        assert "no brightness" in str(problem)
+    assert admin.post(f"/entities/{entity['id']}/control", json={"state": "ON"}).status_code == 201
+
+
 @pytest.mark.parametrize(
     "body", [{"state": "ON"}, {"state": "OFF"}, {"brightness": 0}, {"state": "ON", "brightness": 100}]
 )

@@ -1,18 +1,19 @@
 """A member who is limited to a device, a site or a tag sees these devices alone: in lists, values, counts and pages, and can lose none by a change."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
-from flask import Flask
 
-from iiot import tenancy, web
+from iiot import tenancy
 from iiot.errors import Problem
 from iiot.live import guard
 from iiot.live.clients import Client
 from iiot.live.subscriptions import _check_devices
 from iiot.services import limited
 from tests import factories
-from tests.api.conftest import Make, Person, Thing, check_problem, make_thing
+from tests.api.conftest import Browse, Make, Person, Thing, check_problem, make_thing
+from tests.api.test_discoveries import found
 from tests.api.test_members import members_path
 from tests.api.test_roles import give, make_role
 from tests.api.test_sites import make_site
@@ -65,17 +66,12 @@ def test_lists_and_values_show_the_members_own_devices_alone(halls: Halls) -> No
     check_problem(one.post("/telemetry", json={"device_id": halls.hidden.uid, "data": {"t": 2}}), 404, "not-found")
 
 
-def test_counts_and_pages_tell_nothing_of_the_others(app: Flask, halls: Halls) -> None:
+def test_counts_and_pages_tell_nothing_of_the_others(halls: Halls, browse: Browse) -> None:
     stats = halls.limited.get(f"/tenants/{halls.admin.tenant.uid}/stats").get_json()
     assert (stats["devices"], stats["signals"], stats["rejected_today"]) == (1, 2, 1)
     assert stats["readings_today"] is None
     assert halls.admin.get(f"/tenants/{halls.admin.tenant.uid}/stats").get_json()["devices"] == 2
-    browser = app.test_client()
-    with app.test_request_context():
-        response = app.response_class()
-        web.set_session_cookie(app, response, halls.limited.opened)
-    name, _, rest = response.headers["Set-Cookie"].partition("=")
-    browser.set_cookie(name, rest.partition(";")[0])
+    browser = browse(halls.limited)
     for address in ("/", "/devices"):
         page = browser.get(address)
         assert page.status_code == 200
@@ -83,6 +79,32 @@ def test_counts_and_pages_tell_nothing_of_the_others(app: Flask, halls: Halls) -
         assert "hidden-canary" not in text
         assert halls.hidden.uid not in text
         assert halls.mine.uid in text
+
+
+def test_pages_offer_a_limited_member_nothing_that_concerns_the_whole_tenant(
+    admin: Person, person: Make, browse: Browse
+) -> None:
+    gateway = factories.make_device(admin.tenant, "gateway", is_gateway=True)
+    found(gateway, "pump")
+    member = person("engineer", admin.tenant)
+    limit(admin, member, devices=[gateway.uid])
+    offers = {"/": "Add device", "/devices": "Add device", "/devices/inbox": ">Ignore<"}
+    offers[f"/devices/{gateway.uid}/settings"] = "Claim home"
+    for address, offer in offers.items():
+        assert offer in browse(admin).get(address).get_data(as_text=True), address
+        page = browse(member).get(address)
+        assert page.status_code == 200
+        assert offer not in page.get_data(as_text=True), address
+    assert "pump" in browse(member).get("/devices/inbox").get_data(as_text=True)
+
+
+def test_the_connect_page_offers_a_viewer_nothing_that_is_refused(admin: Person, person: Make, browse: Browse) -> None:
+    connect = f"/devices/{make_thing(admin.tenant).uid}/connect"
+    links = re.compile(r'href="(/devices/[^"]+)"')
+    viewer = browse(person("viewer", admin.tenant))
+    shown = set(links.findall(viewer.get(connect).get_data(as_text=True)))
+    assert shown < set(links.findall(browse(admin).get(connect).get_data(as_text=True)))
+    assert {viewer.get(link).status_code for link in shown} == {200}
 
 
 def test_the_rate_counts_the_readings_of_visible_devices(halls: Halls) -> None:

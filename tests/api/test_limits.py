@@ -18,12 +18,12 @@ from tests.api.conftest import Make, Person, check_problem, make_thing
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch, module_settings: Settings) -> Iterator[Settings]:
     """Small limits."""
-    for name, value in (("TENANT_REQUESTS_PER_MINUTE", "6"), ("DEVICE_RATE", "2"), ("DEVICE_BURST", "5")):
-        monkeypatch.setenv(f"IIOT_{name}", value)
-    config.load.cache_clear()
+    with config.load.changing():
+        for name, value in (("TENANT_REQUESTS_PER_MINUTE", "6"), ("DEVICE_RATE", "2"), ("DEVICE_BURST", "5")):
+            monkeypatch.setenv(f"IIOT_{name}", value)
     yield config.load()
-    monkeypatch.undo()
-    config.load.cache_clear()
+    with config.load.changing():
+        monkeypatch.undo()
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from iiot import config, tenancy
+from iiot import clock, config, payloads, tenancy
 from iiot.services import devices
 from iiot.services.ingest import Incoming, ingest
 from iiot.stream import housekeeping
 from tests import factories
 from tests.api.conftest import Make, Person, Thing, check_problem, make_thing
+from tests.services import eventually
 
 NOW = "2026-01-01T00:00:00Z"
 
@@ -184,6 +185,45 @@ def test_many_go_in_steps_oldest_first_and_what_is_refused_again_stays_open(admi
     assert len(stored(thing)["n"]) >= 1
     [left] = listed(admin, state="open")
     assert (left["code"], left["replay"]["rejected"][0]["code"]) == ("device-disabled", "not-json")
+
+
+def test_a_message_stays_open_until_nothing_of_it_is_refused(admin: Person, thing: Thing) -> None:
+    send(admin, thing, b'{"temperature": 1}')
+    send(admin, thing, b'{"temperature": "warm", "ok": 3}')
+    [message] = listed(admin, state="open")
+    step = admin.post("/rejected/replay", json={}).get_json()
+    assert (step["stored"], step["refused"]) == (0, 1)
+    alone = admin.post(f"/rejected/{message['id']}/replay").get_json()
+    assert (alone["accepted"], [each["key"] for each in alone["rejected"]]) == (1, ["temperature"])
+    [message] = listed(admin, state="open")
+    assert message["replayed_at"] is None
+    mended = {"payload": '{"temperature": 2, "ok": 3}'}
+    assert admin.post(f"/rejected/{message['id']}/replay", json=mended).get_json()["message"]["replayed_at"]
+    assert listed(admin, state="open") == []
+    assert stored(thing) == {"temperature": [1, 2], "ok": [3]}
+
+
+def test_a_time_is_judged_by_when_it_is_sent_again(admin: Person, thing: Thing) -> None:
+    ahead = clock.now_ms() + payloads.MAX_AHEAD_MS + 3_000
+    send(admin, thing, b'{"ts": %d, "values": {"a": 1}}' % ahead)
+    send(admin, thing, b'{"a": "no json"')
+    [broken, early] = listed(admin)
+    aged = "UPDATE iiot.rejected_message SET received_at = now() - interval '40 days' WHERE uid = %s"
+    factories.rows(aged, broken["id"])
+
+    def again(message: dict[str, Any], payload: str | None = None) -> tuple[int, str | None]:
+        body = {} if payload is None else {"payload": payload}
+        answer = admin.post(f"/rejected/{message['id']}/replay", json=body)
+        found = answer.get_json()
+        return answer.status_code, found["rejected"][0]["code"] if found["rejected"] else None
+
+    assert again(broken, '{"a": 1}') == (422, "ts-too-old")
+    long_ago = clock.now_ms() - payloads.MAX_AGE_MS - 60_000
+    assert again(broken, json.dumps({"ts": long_ago, "a": 1})) == (422, "ts-too-old")
+    assert again(broken, json.dumps({"ts": clock.now_ms(), "a": 2})) == (200, None)
+    assert again(early) in {(422, "ts-too-new"), (200, None)}
+    eventually(lambda: again(early) == (200, None))
+    assert stored(thing) == {"a": [2, 1]}
 
 
 def test_filters_narrow_the_list_and_the_replay(admin: Person, thing: Thing) -> None:

@@ -10,8 +10,9 @@ from flask.testing import FlaskClient
 
 import app_advanced
 from iiot import config, metrics
+from iiot.commands import doctor
 from iiot.embedded.ports import free_port
-from iiot.services import health
+from iiot.services import adapters, health
 from tests.api.conftest import Person
 from tests.services import MosquittoServer, ValkeyServer, active, eventually
 
@@ -41,6 +42,27 @@ def test_ready_names_each_part_and_what_is_down(
     assert "cannot be reached" in found["mqtt"]
     mosquitto.start()
     eventually(lambda: checks()[0] == 200)
+
+
+def test_ready_and_doctor_tell_which_adapters_are_connected(settings: config.Settings, valkey: ValkeyServer) -> None:
+    client = app_advanced.create_app(settings).test_client()
+
+    def said() -> tuple[str, str]:
+        optional = client.get("/ready").get_json()["optional"]
+        return optional["coap"], optional["mqtt-adapter"]
+
+    adapters.beat("coap", True)
+    adapters.beat("mqtt", False)
+    eventually(lambda: said() == ("ok", "off: the adapter is not connected (ConnectionError)"))
+    assert doctor.check_adapter("coap") == "connected"
+    with pytest.raises(doctor.Sick, match="the adapter is not connected"):
+        doctor.check_adapter("mqtt")
+    assert doctor.check_adapter("amqp", "amqp_url") == "off"
+    valkey.stop()
+    with pytest.raises(doctor.Sick, match="Redis does not answer"):
+        doctor.check_adapter("coap")
+    valkey.start()
+    eventually(lambda: adapters.running() is not None)
 
 
 def test_ready_answers_in_time_when_a_part_hangs(settings: config.Settings) -> None:

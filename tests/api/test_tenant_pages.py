@@ -2,43 +2,17 @@
 
 import io
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Flask
-from flask.testing import FlaskClient
 from PIL import Image
 
-from iiot import auth, clock, web
+from iiot import clock
 from iiot.portal import brand, usage
 from iiot.services import logos
 from iiot.services.usage import Day, Use
 from tests import factories
-from tests.api.conftest import Make, Person
-
-Browse = Callable[[Person], FlaskClient]
-
-
-@pytest.fixture
-def browse(app: Flask) -> Browse:
-    """A browser of somebody."""
-
-    def make(person: Person) -> FlaskClient:
-        browser = app.test_client()
-        with app.test_request_context():
-            response = app.response_class()
-            web.set_session_cookie(app, response, person.opened)
-        name, _, rest = response.headers["Set-Cookie"].partition("=")
-        browser.set_cookie(name, rest.partition(";")[0])
-        return browser
-
-    return make
-
-
-def post(browser: FlaskClient, one: Person, path: str, **form: Any) -> Any:
-    token = auth.csrf_token(one.opened.principal.session_uid or "")
-    return browser.post(path, data={"csrf_token": token, **form})
+from tests.api.conftest import Browse, Make, Person, post
 
 
 def column(tenant: factories.TenantRow, name: str) -> Any:

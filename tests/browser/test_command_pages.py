@@ -40,6 +40,18 @@ def test_a_command_is_cancelled(page: Page, account: Account) -> None:
     expect(page.locator("[data-command] .state").first).to_have_text("Cancelled")
 
 
+def test_older_commands_are_on_the_next_page(page: Page, account: Account) -> None:
+    device = account.add_device("Busy")
+    path = f"/devices/{device['id']}/commands"
+    for number in range(26):
+        account.call("POST", path, {"name": f"step-{number}"})
+    page.goto(path)
+    page.get_by_role("link", name="Older").click()
+    expect(page.locator("[data-command]")).to_have_count(1)
+    page.get_by_role("link", name="Newest").click()
+    expect(page.locator("[data-command]")).to_have_count(25)
+
+
 def test_wrong_parameters_are_said_at_the_field_and_nothing_is_lost(page: Page, account: Account, watch: Watch) -> None:
     watch.expected_status.add(422)
     device = account.add_device("Mistyped")
@@ -73,11 +85,14 @@ def test_a_second_person_approves_a_command(page: Page, account: Account, watch:
     other = watch.open(390, "dark", anonymous=True)
     sign_in(other, account.url, colleague.email, PASSWORD)
     expect(other).to_have_url(f"{account.url}/")
+    other.goto(f"/devices/{device['id']}/rejected")
+    expect(other.get_by_label("Device", exact=True).get_by_role("link", name="Rejected")).to_be_in_viewport(ratio=0.9)
     other.goto(f"/devices/{device['id']}/commands")
     other.get_by_role("button", name="Approve close").click()
     other.get_by_text("Details").click()
     expect(other.locator(".timeline")).to_contain_text(f"Asked by {account.email}")
-    expect(other.locator(".timeline")).to_contain_text(f"Approved by {colleague.email}")
+    expect(other.locator(".timeline li").nth(1)).to_contain_text("Queued")
+    expect(other.locator(".timeline li").nth(2)).to_contain_text(f"Approved by {colleague.email}")
     expect(other.locator("[data-command]")).not_to_contain_text("waits for")
     [given] = account.call("GET", "/commands", basic=own)["items"]
     assert given["name"] == "close"

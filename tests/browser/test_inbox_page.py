@@ -34,6 +34,22 @@ def waiting(account: Account, gateway: dict[str, Any], count: int) -> None:
     services.eventually(lambda: len(account.call("GET", query)["items"]) == count, 30)
 
 
+def bring_one(page: Page, account: Account, stack: services.Stack, gateway: dict[str, Any]) -> str:
+    """One discovered thing, with the inbox open; returns its name."""
+    name = f"x-{secrets.token_hex(3)}"
+    bring(stack, gateway, f'{{"{name}": {{"t": 1}}}}')
+    waiting(account, gateway, 1)
+    page.goto("/devices/inbox")
+    return name
+
+
+def merge(page: Page, name: str, device_id: str) -> None:
+    """Ask for it in the dialog."""
+    page.get_by_role("button", name=f"Merge {name} with a device").click()
+    page.get_by_role("dialog").get_by_label("ID of the device").fill(device_id)
+    page.get_by_role("dialog").get_by_role("button", name="Merge", exact=True).click()
+
+
 def test_what_a_gateway_brings_is_approved_merged_ignored_and_restored(
     page: Page, account: Account, stack: services.Stack, gateway: dict[str, Any]
 ) -> None:
@@ -57,9 +73,7 @@ def test_what_a_gateway_brings_is_approved_merged_ignored_and_restored(
     [made] = account.call("GET", f"/devices?gateway={gateway['id']}")["items"]
     assert (made["name"], made["type"], made["child_name"]) == ("Main valve", "valve", valve)
 
-    page.get_by_role("button", name=f"Merge {pump} with a device").click()
-    page.get_by_role("dialog").get_by_label("ID of the device").fill(old["id"])
-    page.get_by_role("dialog").get_by_role("button", name="Merge", exact=True).click()
+    merge(page, pump, old["id"])
     expect(page.get_by_role("status").filter(has_text="Merged")).to_be_visible()
     assert account.call("GET", f"/devices/{old['id']}")["child_name"] == pump
 
@@ -82,16 +96,60 @@ def test_a_device_that_cannot_be_merged_is_said_and_nothing_is_lost(
     page: Page, account: Account, stack: services.Stack, gateway: dict[str, Any], watch: Any
 ) -> None:
     watch.expected_status.add(409)
+    name = bring_one(page, account, stack, gateway)
+    merge(page, name, gateway["id"])
+    expect(page.get_by_text("A gateway cannot be below another one.")).to_be_visible()
+    expect(page.get_by_role("button", name=f"Ignore {name}")).to_be_visible()
+    page.get_by_role("button", name=f"Ignore {name}").click()
+
+
+def test_a_mistyped_device_is_said_at_its_field(
+    page: Page, account: Account, stack: services.Stack, gateway: dict[str, Any], watch: Any
+) -> None:
+    watch.expected_status.add(422)
+    name = bring_one(page, account, stack, gateway)
+    merge(page, name, "mistyped")
+    expect(page.get_by_role("dialog")).to_contain_text("There is no such device, or it is not yours.")
+    expect(page.get_by_role("dialog").get_by_label("ID of the device")).to_have_value("mistyped")
+    expect(page).to_have_url(f"{account.url}/devices/inbox")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Approve chosen").click()
+    expect(page.get_by_role("alert")).to_contain_text("Choose at least one")
+    page.get_by_role("button", name=f"Ignore {name}").click()
+
+
+def test_what_somebody_else_has_decided_is_said_in_the_inbox(
+    page: Page, account: Account, stack: services.Stack, gateway: dict[str, Any], watch: Any
+) -> None:
+    watch.expected_status.add(404)
     name = f"x-{secrets.token_hex(3)}"
     bring(stack, gateway, f'{{"{name}": {{"t": 1}}}}')
     waiting(account, gateway, 1)
     page.goto("/devices/inbox")
-    page.get_by_role("button", name=f"Merge {name} with a device").click()
-    page.get_by_role("dialog").get_by_label("ID of the device").fill(gateway["id"])
-    page.get_by_role("dialog").get_by_role("button", name="Merge", exact=True).click()
-    expect(page.get_by_text("A gateway cannot be below another one.")).to_be_visible()
-    expect(page.get_by_role("button", name=f"Ignore {name}")).to_be_visible()
+    [found] = account.call("GET", f"/discoveries?state=waiting&gateway={gateway['id']}")["items"]
+    account.call("POST", f"/discoveries/{found['id']}/approve", {})
     page.get_by_role("button", name=f"Ignore {name}").click()
+    expect(page.get_by_role("alert")).to_contain_text("Somebody has decided about it already.")
+    expect(page.get_by_role("heading", name="Inbox")).to_be_visible()
+    expect(page).to_have_url(f"{account.url}/devices/inbox")
+
+
+def test_the_pages_of_a_child_name_its_gateway(
+    page: Page, account: Account, stack: services.Stack, gateway: dict[str, Any]
+) -> None:
+    bring(stack, gateway, '{"pump": {"t": 1}}')
+    waiting(account, gateway, 1)
+    [found] = account.call("GET", f"/discoveries?state=waiting&gateway={gateway['id']}")["items"]
+    account.call("POST", f"/discoveries/{found['id']}/approve", {})
+    [child] = account.call("GET", f"/devices?gateway={gateway['id']}")["items"]
+    page.goto(f"/devices/{child['id']}/connect")
+    expect(page.get_by_text("It needs no token")).to_be_visible()
+    expect(page.get_by_text("The token is not shown again")).to_have_count(0)
+    link = page.get_by_role("link", name=gateway["name"]).first
+    expect(link).to_have_attribute("href", f"/devices/{gateway['id']}")
+    page.get_by_label("Device", exact=True).get_by_role("link", name="Commands").click()
+    expect(page.get_by_role("region", name="Commands")).to_contain_text(f"They go to {gateway['name']}")
+    expect(page.get_by_text("/down/command")).to_have_count(0)
 
 
 def test_a_home_is_claimed_and_given_up_and_the_switch_is_in_the_settings(
@@ -128,7 +186,7 @@ def test_a_lamp_is_switched_and_dimmed(page: Page, account: Account, watch: Any)
     page.goto("/devices/entities")
     row = page.locator("[data-entity]").filter(has_text=name)
     expect(row).to_contain_text("OFF")
-    page.get_by_role("button", name=f"Switch {name} ON").click()
+    page.get_by_role("button", name=f"Switch {name} of Desk ON").click()
     expect(page.get_by_text("The order is on its way.")).to_be_visible()
     [given] = account.call("GET", "/commands?wait=5", basic=own)["items"]
     assert given["params"] == {"entity": f"light/{name}", "state": "ON"}
@@ -136,7 +194,17 @@ def test_a_lamp_is_switched_and_dimmed(page: Page, account: Account, watch: Any)
     account.call("POST", f"/commands/{given['id']}/result", {"status": "done"}, own)
     # Without a reload.
     expect(row).to_contain_text("ON")
-    page.get_by_role("button", name=f"Dim {name}").click()
+    # One that appeared while the page was open is dimmed as well, and a list that is swapped below leaves the dialog open.
+    account.call("POST", "/entities", {"device_id": device["id"], "kind": "light", "name": f"new-{name}"})
+    expect(page.locator("[data-entity]").filter(has_text=f"new-{name}")).to_contain_text("Desk")
+    page.get_by_role("button", name=f"Dim new-{name} of Desk").click()
+    expect(page.get_by_role("dialog").get_by_role("heading")).to_have_text(f"Dim new-{name} of Desk")
+    expect(page.get_by_role("dialog").get_by_label("Brightness")).to_have_value("")
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name=f"Dim {name} of Desk").click()
+    expect(page.get_by_role("dialog").get_by_label("Brightness")).to_have_value("7")
+    with page.expect_response("**/devices/entities"):
+        page.get_by_role("dialog").get_by_label("Brightness").focus()
     page.get_by_role("dialog").get_by_label("Brightness").fill("55")
     page.get_by_role("dialog").get_by_role("button", name="Set").click()
     expect(page.get_by_text("The order is on its way.")).to_be_visible()

@@ -7,6 +7,7 @@ from urllib.error import HTTPError
 import pytest
 from playwright.sync_api import Page, expect
 
+from iiot import payloads
 from tests.browser.conftest import Account, Watch
 
 
@@ -67,6 +68,16 @@ def test_bytes_are_shown_and_mended_in_hexadecimal(page: Page, account: Account,
     assert account.call("GET", f"/devices/{device['id']}/latest")["t"]["value"] == 7
 
 
+def test_a_message_of_which_the_beginning_was_kept_is_not_offered_again(page: Page, account: Account) -> None:
+    device = account.add_device("Talkative")
+    refuse(account, device, b'{"note": "' + b"x" * payloads.MAX_BYTES + b'"}')
+    page.goto(f"/devices/{device['id']}/rejected")
+    page.get_by_role("link", name="Open").click()
+    expect(page.get_by_text("Only the beginning was kept")).to_be_visible()
+    expect(page.locator("pre")).to_contain_text('{"note": "xxx')
+    expect(page.get_by_role("button", name="Send again")).to_have_count(0)
+
+
 def test_many_are_sent_again_with_progress(page: Page, account: Account) -> None:
     device = account.add_device("Shut out for a while")
     for _ in range(130):
@@ -77,7 +88,7 @@ def test_many_are_sent_again_with_progress(page: Page, account: Account) -> None
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="Send again").click()
     expect(dialog.get_by_text("0 of 130 stored")).to_be_visible()
-    expect(dialog).to_contain_text("130 were refused again and stay open")
+    expect(dialog).to_contain_text("130 were refused again, in whole or in part, and stay open")
     dialog.get_by_role("link", name="Show the list").click()
     expect(page.get_by_text("Refused again").first).to_be_visible()
     expect(page.locator(".pager")).to_contain_text("130 messages")
@@ -106,5 +117,6 @@ def test_a_message_is_discarded(page: Page, account: Account) -> None:
     page.get_by_role("button", name="Discard").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Discard").click()
     expect(page.get_by_role("heading", name="Rejected messages")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="The message was discarded.")).to_be_visible()
     page.goto(f"/devices/{device['id']}/rejected")
     expect(page.get_by_text("No message was refused")).to_be_visible()

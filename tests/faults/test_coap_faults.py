@@ -1,4 +1,7 @@
-"""Kill tests over CoAP: what was confirmed is stored once, whatever died under the load of IIOT_FAULT_RATE (2,000) messages a second."""
+"""Kill tests over CoAP: what was confirmed is stored once, whatever died under the load.
+
+IIOT_FAULT_RATE (2,000) messages a second, for IIOT_FAULT_SECONDS (6) around the faults of a test.
+"""
 
 import os
 import selectors
@@ -22,7 +25,7 @@ WINDOW = 8
 WAIT = 60
 RATE = int(os.environ.get("IIOT_FAULT_RATE", "2000"))
 # Messages that are confirmed before the next fault.
-BETWEEN = 2 * RATE
+BETWEEN = int(RATE * float(os.environ.get("IIOT_FAULT_SECONDS", "6")) / 3)
 
 
 class Load(threading.Thread):

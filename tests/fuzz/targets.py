@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from aiocoap import Message, oscore
-from aiocoap.error import UnparsableMessage
 from aiocoap.message import Direction
 from pika.exceptions import InvalidFrameError
 
@@ -137,19 +136,9 @@ def _mqtt(five: bool) -> Callable[[bytes], None]:
     return target
 
 
-def _request(data: bytes) -> Any:
-    """The datagram's message; None for what the adapter drops, see `coap_wire`."""
-    if not data or data[0] & 0x0F > coap_wire.LONGEST_TOKEN or coap_wire.are_odd(data):
-        return None
-    try:
-        return Message.decode(data)
-    except (UnparsableMessage, ValueError, IndexError):
-        return None
-
-
 def coap(data: bytes) -> None:
     """A datagram: what is not dropped and can be read has a size, few options, and can be answered in blocks."""
-    request = _request(data)
+    request = coap_wire.decoded(data)
     if request is None:
         return
     assert len(list(request.opt.option_list())) <= coap_wire.MOST_OPTIONS
@@ -204,7 +193,7 @@ def _oscore(algorithm: Any, is_open: bool) -> Callable[[bytes], None]:
     """A datagram under OSCORE, for a context whose replay window is open or not: a request inside, or one of the answers of RFC 8613."""
 
     def target(data: bytes) -> None:
-        request = _request(data)
+        request = coap_wire.decoded(data)
         if request is None or request.opt.oscore is None or not request.code.is_request():
             return
         request.direction = Direction.INCOMING

@@ -1,9 +1,11 @@
 """Devices for CoAP tests: aiocoap, bare datagrams and libcoap's program, and the adapter as a real process."""
 
 import asyncio
+import secrets
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,8 @@ from iiot import tenancy
 from iiot.config import Settings
 from iiot.embedded import ports
 from iiot.services import commands
+from protocols import coap
+from protocols.runner import Runner
 from tests import factories, services
 from tests.integration.mqtt_devices import AdapterProcess, Device, adapter
 
@@ -36,6 +40,25 @@ def serving(settings: Settings) -> Iterator[tuple[AdapterProcess, Settings]]:
     changed = with_port(settings)
     with services.active(changed), adapter(changed, "coap") as process:
         yield process, changed
+
+
+@contextmanager
+def within(settings: Settings) -> Iterator["Server"]:
+    """The adapter in this process, where a test may set what is fixed in another one."""
+    changed = with_port(settings)
+    with services.active(changed):
+        runner = Runner("coap")
+        thread = threading.Thread(target=runner.run, args=(coap.make(changed),))
+        thread.start()
+        try:
+            # `process` is what the others start; nothing of it is asked for here.
+            found = Server(None, changed.coap_bind, factories.make_tenant())  # type: ignore[arg-type]
+            services.eventually(lambda: found.get("nowhere").code == codes.NOT_FOUND)
+            yield found
+        finally:
+            runner.stop.set()
+            thread.join(20)
+        assert not thread.is_alive()
 
 
 @dataclass
@@ -101,7 +124,8 @@ class Raw:
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.connect((host, int(port)))
         self.socket.settimeout(SECONDS)
-        self.mid = 100
+        # A port may come again, and what was asked from it before is remembered by its ids.
+        self.mid = secrets.randbelow(0x7000)
         self.held: list[Message] = []
 
     def __enter__(self) -> "Raw":
@@ -191,4 +215,4 @@ def request(code: Any, uri: str, mid: int, payload: bytes = b"", confirmable: bo
     return bytes(message.encode())
 
 
-__all__ = ["Device", "Reliable", "Server", "Unreliable", "order", "request", "run", "serving", "states", "with_port"]
+__all__ = ["Device", "Reliable", "Server", "Unreliable", "order", "request", "run", "serving", "states", "within"]

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,15 @@ class AmqttServer(services.Server):
         self.users = mqtt.ServiceUsers(folder / "secrets")
         self.ports = {name: ports.free_port() for name in ("mqtt_bind", "mqtt_tls_bind", "mqtt_ws_bind")}
         self.pki = authority.Pki(folder / "pki", settings.derived_key("authority"))
-        url = self.users.url(mqtt.ADAPTER, self.host, self.port)
+        binds = {name: (self.host, port) for name, port in self.ports.items()}
+        amqtt = mqtt.Amqtt(self.users, folder / "logs", binds, {})
         self.fields: dict[str, Any] = {
-            "mqtt_url": f"{url}?version=3.1.1",
+            "mqtt_url": amqtt.url,
             "mqtt_broker": "amqtt",
             "pki_dir": self.pki.folder,
         } | {name: f"{self.host}:{port}" for name, port in self.ports.items()}
         environment = services.environment(settings.model_copy(update=self.fields))
-        binds = {name: (self.host, port) for name, port in self.ports.items()}
-        super().__init__(mqtt.Amqtt(self.users, folder / "logs", binds, environment))
+        super().__init__(replace(amqtt, environment=environment))
 
     @property
     def port(self) -> int:

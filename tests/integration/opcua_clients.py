@@ -85,7 +85,8 @@ class Server:
 
     def client(self, user: str, password: str = PASSWORD, name: str = "client") -> Client:
         """A client that has not connected yet."""
-        made = Client(self.url, timeout=SECONDS)
+        # It looks once a second otherwise, and gives up when a longer answer is before its own.
+        made = Client(self.url, timeout=SECONDS, watchdog_intervall=SECONDS)
         made.application_uri = APPLICATION
         made.set_user(user)
         made.set_password(password)
@@ -229,3 +230,12 @@ class Heard:
 def node(client: Client, text: str) -> Node:
     """A node of a device."""
     return client.get_node(ua.NodeId(text, 2))
+
+
+async def is_over(client: Client) -> bool:
+    """Whether its session has ended."""
+    try:
+        await client.nodes.server_state.read_value()
+    except (TimeoutError, ua.UaError, ConnectionError):
+        return True
+    return False

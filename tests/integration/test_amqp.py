@@ -1,5 +1,8 @@
 """From a device's basic.publish to the row in the database, over a real RabbitMQ."""
 
+import re
+import socketserver
+import threading
 import time
 from typing import Any
 
@@ -12,7 +15,8 @@ from iiot.ids import new_token
 from iiot.services import credentials, devices
 from protocols import amqp
 from protocols.__main__ import adapter
-from protocols.base import AdapterError
+from protocols.base import AdapterError, ConnectionLost
+from protocols.runner import Runner
 from tests import factories
 from tests.integration.mqtt_devices import AdapterProcess, Device
 from tests.rabbit import RabbitServer, Site, publish
@@ -218,7 +222,7 @@ def test_check_and_send(amqp_site: Site, pump: Device) -> None:
     made.check()
     made.send(pump.uid, pump.token, b'{"a": 7}')
     eventually(lambda: pump.values == {7.0}, 30)
-    with pytest.raises(AdapterError, match="ACCESS_REFUSED"):
+    with pytest.raises(AdapterError, match=r"ACCESS_REFUSED.*check the uid and the token"):
         made.send(pump.uid, "wrong", b"{}")
     with pytest.raises(AdapterError, match="IIOT_AMQP_URL"):
         amqp.parse_url("http://127.0.0.1")
@@ -226,3 +230,24 @@ def test_check_and_send(amqp_site: Site, pump: Device) -> None:
         adapter("amqp").make(settings.model_copy(update={"amqp_url": None}))
     with pytest.raises(AdapterError):
         amqp.AmqpAdapter(amqp.parse_url("amqp://127.0.0.1:9")).check()
+
+
+def test_a_refused_login_and_a_server_of_another_kind_are_told_as_lost_connections(amqp_site: Site) -> None:
+    def run(url: str) -> None:
+        amqp.AmqpAdapter(amqp.parse_url(url)).run(Runner("amqp"), threading.Event())
+
+    wrong = re.sub(r"//[^:]+:[^@]+@", "//iiot-adapter:wrong@", str(amqp_site.settings.amqp_url))
+    with pytest.raises(ConnectionLost, match=r"ACCESS_REFUSED.*check user, password and rights in IIOT_AMQP_URL"):
+        run(wrong)
+
+    class NotAmqp(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(8)
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), NotAmqp) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(ConnectionLost, match=where):
+            run(f"amqp://a:b@{where}")
+        server.shutdown()

@@ -1,8 +1,14 @@
 """Who may do what at a real Mosquitto with dynamic security."""
 
 import json
+import threading
+import time
 
 import pytest
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from iiot import broker, tenancy
 from iiot.config import Settings
@@ -106,6 +112,41 @@ def test_a_new_token_ends_the_old_one(mosquitto: MosquittoServer, pump: Device) 
         assert device.codes == ["Not authorized"]
     with connection(mosquitto, pump.uid, token, pump.uid) as device:
         assert device.codes == ["Success"]
+
+
+@pytest.mark.parametrize("revokes_first", [False, True])
+def test_a_replaced_token_does_not_speak_by_a_delayed_last_will(
+    mosquitto: MosquittoServer, pump: Device, revokes_first: bool
+) -> None:
+    will = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+    will.WillDelayInterval = 2
+    lasting = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    lasting.SessionExpiryInterval = 300
+    topic, accepted = f"iiot/{pump.uid}/up/telemetry", threading.Event()
+    device = Client(CallbackAPIVersion.VERSION2, pump.uid, protocol=MQTTProtocolVersion.MQTTv5)
+    device.username_pw_set(pump.uid, pump.token)
+    device.will_set(topic, b'{"a": 1}', qos=1, properties=will)
+    device.on_connect = lambda *_: accepted.set()
+    device.connect(mosquitto.host, mosquitto.port, clean_start=False, properties=lasting)
+    while not accepted.is_set():
+        device.loop(1)
+    with connection(mosquitto, "iiot-adapter", mosquitto.users.password("iiot-adapter"), "observer") as adapter:
+        assert adapter.subscribe("iiot/+/up/#")
+        device.socket().close()  # type: ignore[union-attr]
+        cut = time.monotonic()
+        with tenancy.work(tenancy.of(pump.tenant)) as db:
+            locked = devices.locked(db, pump.uid)
+            if revokes_first:
+                for each in credentials.list_all(db, locked):
+                    credentials.revoke(db, locked, each.uid)
+        with tenancy.work(tenancy.of(pump.tenant)) as db:
+            replace = credentials.add if revokes_first else credentials.replace
+            token = replace(db, devices.locked(db, pump.uid), credentials.Wanted()).token
+        eventually(lambda: time.monotonic() - cut > 5, 6)
+        with connection(mosquitto, pump.uid, token, pump.uid) as renewed:
+            renewed.publish(topic, b'{"a": 2}')
+        eventually(lambda: adapter.messages)
+        assert adapter.messages == [(topic, {"a": 2})]
 
 
 def test_a_removed_device_leaves_nothing_behind(mosquitto: MosquittoServer, pump: Device) -> None:

@@ -27,9 +27,8 @@ from iiot.models import Tenant
 from iiot.services import credentials, devices
 from protocols import coap, coap_wire
 from protocols.base import AdapterError, ConnectionLost
-from protocols.runner import Runner
 from tests import factories, services
-from tests.integration.coap_devices import Device, Reliable, Server, Unreliable, request, serving, with_port
+from tests.integration.coap_devices import Device, Reliable, Server, Unreliable, request, serving, within
 from tests.services import PostgresServer, eventually
 
 
@@ -67,7 +66,8 @@ def test_libcoap_sends_in_blocks_and_reads_the_links(server: Server, pump: Devic
     path.write_text(json.dumps([{"ts": now - number, "values": {"a": number}} for number in range(200)]))
     server.program("-m", "post", "-t", "json", "-f", str(path), server.uri("telemetry", pump))
     eventually(lambda: pump.readings == 200)
-    assert "</telemetry>" in server.program("-m", "get", server.uri(".well-known/core"))
+    said = server.program("-m", "get", server.uri(".well-known/core"))
+    assert all(each in said for each in ("</telemetry>", "</devices>", "</commands>"))
 
 
 def test_the_links_are_link_format(server: Server) -> None:
@@ -247,8 +247,8 @@ def test_a_forged_repetition_calls_up_no_answer(server: Server, pump: Device, to
 def test_strangers_get_no_more_than_they_sent(server: Server, pump: Device) -> None:
     wrong = f"{server.uri('telemetry')}?uid={pump.uid}&token=wrong"
     with server.raw() as raw:
+        links = bytes.fromhex("40010001bb") + b".well-known" + b"\x04core"
         datagrams = {
-            "links": request(codes.GET, server.uri(".well-known/core"), 1),
             "nowhere": request(codes.GET, server.uri("nowhere"), 2),
             "nothing": request(codes.GET, server.uri(""), 3),
             "method": request(codes.DELETE, server.uri("telemetry"), 4),
@@ -256,11 +256,66 @@ def test_strangers_get_no_more_than_they_sent(server: Server, pump: Device) -> N
             "wrong": request(codes.POST, wrong, 6, b"{}"),
             "not confirmable": request(codes.POST, wrong, 7, b"{}", confirmable=False),
             "ping": bytes([0x40, 0, 0, 8]),
+            "path": bytes([0x40, 1, 0, 9, 0xB1, 0x78]),
+            "empty OSCORE": bytes([0x40, 2, 0, 10, 0x90]),
+            "GET under OSCORE": bytes([0x40, 1, 0, 11, 0x90]),
+            "no such block": links[:2] + b"\x00\x0c" + links[4:] + b"\xc2\x01\x00",
+            "another format": links[:2] + b"\x00\x0d" + links[4:] + b"\x61\x32",
         }
         for name, datagram in datagrams.items():
             raw.send(datagram)
-            allowed = len(datagram) + (coap.SLACK_BYTES if name == "links" else 0)
-            assert 0 < len(raw.receive()) <= allowed, name
+            assert 0 < len(raw.receive()) <= len(datagram), name
+
+
+# What follows the type, version and length of the token, and the message id: (first byte without the type, code, the rest).
+MALFORMED = {
+    "token of 9": (0x49, 1, b"123456789"),
+    "token of 15": (0x4F, 1, b"x" * 15),
+    "token beyond the end": (0x48, 1, b"7"),
+    "class 1": (0x40, 0x21, b""),
+    "class 3": (0x40, 0x61, b""),
+    "class 6": (0x40, 0xC1, b""),
+    "class 7": (0x40, 0xE1, b""),
+    "empty with more": (0x40, 0, b"x"),
+    "delta 15": (0x40, 1, b"\xf1x"),
+    "length 15": (0x40, 1, b"\xbfx"),
+    "option beyond the end": (0x40, 1, b"\xb5x"),
+    "number beyond the end": (0x40, 1, b"\xe0\x01"),
+    "no such number": (0x40, 1, b"\xe0\xff\xff"),
+    "path without UTF-8": (0x40, 2, b"\xb1\xff"),
+    "query without UTF-8": (0x40, 2, b"\xd1\x02\xff"),
+    "65 options": (0x40, 1, b"\xb0" + b"\x00" * 64),
+    "marker without payload": (0x40, 2, b"\xb9telemetry\xff"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_is_no_message_is_rejected(server: Server, name: str) -> None:
+    first, code, rest = MALFORMED[name]
+    with server.raw() as raw:
+        # One that is not confirmable, an acknowledgement and a reset get nothing, another version and half a header neither.
+        for kind in (0x10, 0x20, 0x30):
+            raw.send(bytes([first | kind, code, 0x12, 0x36]) + rest)
+        raw.send(bytes([first | 0x80, code, 0x12, 0x36]) + rest)
+        raw.send(bytes([first, code, 0x12]))
+        for _ in range(2):
+            raw.send(bytes([first, code, 0x12, 0x37]) + rest)
+            assert raw.receive() == b"\x70\x00\x12\x37"
+
+
+def test_as_many_options_as_there_may_be_are_read(server: Server) -> None:
+    with server.raw() as raw:
+        raw.send(b"\x40\x01\x12\x38\xb0" + b"\x00" * 63)
+        assert Message.decode(raw.receive()).code == codes.NOT_FOUND
+
+
+# Accept twice, Block2 twice, behind the query (option 15).
+@pytest.mark.parametrize("options", [b"\x21\x32\x01\x32", b"\x81\x06\x01\x06"])
+def test_an_option_that_stands_twice_is_refused(server: Server, pump: Device, options: bytes) -> None:
+    with server.raw() as raw:
+        answer = raw.answer(request(codes.GET, server.uri("devices", pump), 21) + options)
+        assert answer.code == codes.BAD_OPTION
+        assert b"stands twice" in answer.payload
 
 
 def test_the_seams_in_aiocoap_are_where_they_are_expected() -> None:
@@ -429,23 +484,34 @@ def test_many_devices_at_once(server: Server) -> None:
     assert all(device.readings == 20 for device in made)
 
 
+# The message ids of requests without a path, a token, anything: four bytes.
+BARE = 0x8000
+
+
 def test_a_source_that_floods_is_slowed_down(settings: Settings) -> None:
     with serving(settings) as (process, changed):
         server = Server(process, changed.coap_bind, factories.make_tenant())
         with server.raw() as raw:
-            found: set[Any] = set()
+            found: list[Message] = []
+            sizes: set[int] = set()
             mids = itertools.count()
 
             def many() -> bool:
-                """Fifty at once: one by one, a busy machine may stay below what is allowed."""
+                """A hundred at once: one by one, a busy machine may stay below what is allowed."""
                 for mid in itertools.islice(mids, 50):
                     raw.send(request(codes.GET, server.uri("nowhere"), mid))
-                found.update(Message.decode(raw.receive()).code for _ in range(50))
-                return codes.TOO_MANY_REQUESTS in found
+                    raw.send(bytes([0x40, 1]) + (BARE + mid).to_bytes(2, "big"))
+                for answer in (raw.receive() for _ in range(100)):
+                    found.append(Message.decode(answer))
+                    if found[-1].mid >= BARE and found[-1].code == codes.TOO_MANY_REQUESTS:
+                        sizes.add(len(answer))
+                return bool(sizes)
 
             eventually(many, timeout=30)
-            assert found == {codes.NOT_FOUND, codes.TOO_MANY_REQUESTS}
-            assert next(mids) > coap.SOURCE_BURST
+            assert {answer.code for answer in found} == {codes.NOT_FOUND, codes.TOO_MANY_REQUESTS}
+            assert len(found) > coap.SOURCE_BURST
+            # Four bytes came: not one is left for more than the code.
+            assert sizes == {4}
 
 
 def test_a_token_that_is_used_again_at_once_loses_nothing(server: Server, pump: Device) -> None:
@@ -458,36 +524,25 @@ def test_a_token_that_is_used_again_at_once_loses_nothing(server: Server, pump: 
 
 
 def test_the_whole_way_in_one_process(settings: Settings) -> None:
-    changed = with_port(settings)
-    with services.active(changed):
-        runner = Runner("coap")
-        thread = threading.Thread(target=runner.run, args=(coap.make(changed),))
-        thread.start()
-        try:
-            # `process` is what the others start; nothing of it is asked for here.
-            server = Server(None, changed.coap_bind, factories.make_tenant(signals_per_device=3))  # type: ignore[arg-type]
-            pump = server.device()
-            eventually(lambda: server.get("nowhere").code == codes.NOT_FOUND)
-            for payload, number, code in (
-                (b'{"a":1}', 50, codes.CHANGED),
-                (b'{"a":' + b" " * 3_000 + b"2}", None, codes.CHANGED),
-                (cbor2.dumps({"a": 3}), 60, codes.CHANGED),
-                (b'{"b":1,"c":2,"d":3,"e":4}', 50, codes.CHANGED),
-                (b"{", 50, codes.BAD_REQUEST),
-                (b"{}", 41, codes.UNSUPPORTED_CONTENT_FORMAT),
-                (b" " * 270_000, 50, codes.REQUEST_ENTITY_TOO_LARGE),
-            ):
-                assert server.post(pump, payload, number).code == code
-            assert server.post(pump, b"{}", token="wrong").code == codes.UNAUTHORIZED
-            assert json.loads(server.get("devices", pump).payload)["device"]["id"] == pump.uid
-            assert server.get(".well-known/core").payload == coap.LINKS
-            assert server.get("devices").code == codes.UNAUTHORIZED
-            assert server.get("telemetry").code == codes.METHOD_NOT_ALLOWED
-            datagram = request(codes.POST, server.uri("telemetry", pump), 7, b'{"a":4}')
-            with server.raw() as raw:
-                assert raw.answer(datagram).code == raw.answer(datagram).code == codes.CHANGED
-            assert pump.values >= {1.0, 2.0, 3.0, 4.0}
-        finally:
-            runner.stop.set()
-            thread.join(20)
-        assert not thread.is_alive()
+    with within(settings) as server:
+        server.tenant = factories.make_tenant(signals_per_device=3)
+        pump = server.device()
+        for payload, number, code in (
+            (b'{"a":1}', 50, codes.CHANGED),
+            (b'{"a":' + b" " * 3_000 + b"2}", None, codes.CHANGED),
+            (cbor2.dumps({"a": 3}), 60, codes.CHANGED),
+            (b'{"b":1,"c":2,"d":3,"e":4}', 50, codes.CHANGED),
+            (b"{", 50, codes.BAD_REQUEST),
+            (b"{}", 41, codes.UNSUPPORTED_CONTENT_FORMAT),
+            (b" " * 270_000, 50, codes.REQUEST_ENTITY_TOO_LARGE),
+        ):
+            assert server.post(pump, payload, number).code == code
+        assert server.post(pump, b"{}", token="wrong").code == codes.UNAUTHORIZED
+        assert json.loads(server.get("devices", pump).payload)["device"]["id"] == pump.uid
+        assert server.get(".well-known/core").payload == coap.LINKS
+        assert server.get("devices").code == codes.UNAUTHORIZED
+        assert server.get("telemetry").code == codes.METHOD_NOT_ALLOWED
+        datagram = request(codes.POST, server.uri("telemetry", pump), 7, b'{"a":4}')
+        with server.raw() as raw:
+            assert raw.answer(datagram).code == raw.answer(datagram).code == codes.CHANGED
+        assert pump.values >= {1.0, 2.0, 3.0, 4.0}

@@ -10,10 +10,11 @@ from aiocoap.numbers import codes
 
 from iiot import tenancy
 from iiot.config import Settings
-from iiot.services import commands, credentials, devices
+from iiot.services import command_delivery, commands, credentials, devices
 from iiot.stream import housekeeping
+from protocols import coap_observe
 from tests import factories
-from tests.integration.coap_devices import Device, Raw, Server, order, serving, states
+from tests.integration.coap_devices import Device, Raw, Server, order, serving, states, within
 from tests.services import eventually
 
 WAIT = 30
@@ -99,6 +100,58 @@ def test_a_command_is_pushed_and_sent_when_it_is_acknowledged(server: Server, pu
     assert following is not None
     assert json.loads(following.payload)["id"] == second
     eventually(lambda: states(second) == ["queued", "sent"], WAIT)
+
+
+def test_numbers_rise_also_when_an_observation_begins_anew(server: Server, pump: Device, raw: Raw) -> None:
+    uri, token = server.uri("commands", pump), b"\x0e"
+    seen = [raw.observe(uri, token).opt.observe]
+    for _ in range(2):
+        done(raw, server, pump, order(pump))
+        uid = order(pump)
+        message = raw.notified()
+        while message is not None and uid not in message.payload.decode():
+            seen.append(message.opt.observe)
+            message = raw.notified()
+        assert message is not None
+        seen.append(message.opt.observe)
+        assert done(raw, server, pump, uid).code == codes.CHANGED
+        seen.append(raw.observe(uri, token).opt.observe)
+    raw.ask(codes.GET, uri, token=token, observe=1)
+    seen.append(raw.observe(uri, token).opt.observe)
+    assert seen == sorted(set(seen))
+
+
+@pytest.fixture
+def often(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that sends the state again every half second instead of every minute."""
+    monkeypatch.setattr(coap_observe, "KEEP_SECONDS", 0.5)
+    with within(settings) as found:
+        yield found
+
+
+@pytest.mark.parametrize("end", ["cancelled", "done"])
+def test_a_command_that_has_ended_elsewhere_is_not_sent_again(often: Server, end: str) -> None:
+    pump = often.device()
+
+    def next_state(raw: Raw) -> Any:
+        message = raw.notified()
+        assert message is not None
+        return json.loads(message.payload)
+
+    with often.raw() as raw:
+        raw.observe(often.uri("commands", pump))
+        uid = order(pump)
+        eventually(lambda: next_state(raw).get("id") == uid, WAIT)
+        eventually(lambda: states(uid)[-1] == "sent", WAIT)
+        assert next_state(raw)["id"] == uid, "it is not answered yet"
+        if end == "cancelled":
+            with tenancy.work(tenancy.of(pump.tenant)) as db:
+                commands.cancel(db, pump.uid, uid)
+        else:
+            command_delivery.take_all([command_delivery.Answer(pump.uid, uid, "done")])
+        eventually(lambda: next_state(raw) == {}, WAIT)
+        assert [next_state(raw) for _ in range(3)] == [{}] * 3
+        assert states(uid)[-1] == end
 
 
 def test_a_command_that_waits_comes_with_the_registration(server: Server, pump: Device, raw: Raw) -> None:

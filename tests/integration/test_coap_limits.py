@@ -15,6 +15,7 @@ from aiocoap.numbers import codes
 
 from iiot.config import Settings
 from iiot.services import oscore
+from protocols.coap_exchange import LINKS
 from protocols.coap_guard import SOURCE_BURST, STALE_BURST, STALE_RATE, Guard
 from protocols.devices import FAILURES_OF_DEVICE, FAILURES_OF_SOURCE
 from tests import factories
@@ -105,6 +106,12 @@ def test_a_new_device_at_a_forged_address_gets_in_by_echo(limited: Server) -> No
         with limited.raw() as elsewhere:
             assert elsewhere.ask(codes.POST, uri, b'{"a":1}', echo=refused.opt.echo).code == codes.TOO_MANY_REQUESTS
         assert raw.ask(codes.POST, uri, b'{"a":1}', echo=refused.opt.echo).code == codes.CHANGED
+        # Who has proved the address is not asked by a ping.
+        links = Message(
+            code=codes.GET, uri=limited.uri(".well-known/core"), echo=refused.opt.echo, _mid=7, _mtype=0, _token=b"l"
+        )
+        raw.send(bytes(links.encode()))
+        assert Message.decode(raw.receive()).payload == LINKS
 
 
 def test_a_real_address_has_its_limit_too(limited: Server) -> None:

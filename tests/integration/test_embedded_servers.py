@@ -1,5 +1,7 @@
 """The launchers: secure, crash-safe servers from wheels and the distribution."""
 
+import socket
+
 import psycopg2
 import pytest
 import redis
@@ -39,6 +41,18 @@ def test_settings_name_a_migrated_database_and_an_empty_valkey(settings: Setting
     client = redis.Redis.from_url(str(settings.redis_url))
     assert client.dbsize() == 0
     client.close()
+
+
+def test_mosquitto_listens_on_the_given_address_alone(mosquitto: services.MosquittoServer) -> None:
+    names = [name for name in mosquitto.mosquitto.binds if name.startswith("mqtt_")]
+    assert len(names) == 4
+    for name in names:
+        host, port = mosquitto.mosquitto.binds[name]
+        assert host == "127.0.0.1"
+        socket.create_connection((host, port), 5).close()
+        for elsewhere in ("127.0.0.2", "::1"):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((elsewhere, port), 5)
 
 
 def test_valkey_refuses_without_the_password(valkey: services.ValkeyServer) -> None:

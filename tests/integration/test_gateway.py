@@ -159,6 +159,28 @@ BAD = {
 }
 
 
+GHOSTS = {
+    "no value": (b'{"ghost": {}}', "empty"),
+    "a bad key": (b'{"ghost": {"bad key": 1}}', "key-invalid"),
+    "null": (b'{"ghost": {"x": null}}', "value-null"),
+    "too old": (b'{"ghost": {"ts": 1000, "values": {"x": 1}}}', "ts-too-old"),
+}
+
+
+@pytest.mark.parametrize("takes_all", [True, False])
+def test_what_holds_no_good_reading_makes_nothing_new(broker: Broker, gateway: Gateway, takes_all: bool) -> None:
+    if takes_all:
+        take_all(gateway.tenant)
+    with online(broker, gateway) as device:
+        for payload, _ in GHOSTS.values():
+            device.publish(gateway.topic, payload)
+        told = eventually(lambda: len(notices(device)) == len(GHOSTS) and notices(device), 30)
+    assert [(each["code"], each["device"]) for each in told] == [(code, "ghost") for _, code in GHOSTS.values()]
+    assert gateway.rejections == [code for _, code in GHOSTS.values()]
+    assert gateway.child("ghost") is None
+    assert gateway.inbox() == {}
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_nonsense_is_kept_with_the_gateway_and_told(broker: Broker, gateway: Gateway, name: str) -> None:
     payload, code, child = BAD[name]
@@ -222,6 +244,8 @@ def test_the_inbox_of_a_gateway_is_bounded_and_says_so(
         eventually(lambda: len(gateway.rejections) == 3, 30)
         device.publish(gateway.topic, json.dumps({"another": {"t": 1}, "child 0": {"t": 2}}))
         eventually(lambda: gateway.rejections == ["inbox-full"] * 4, 30)
+        told = [each for each in eventually(lambda: notices(device), 30) if each["code"] == "inbox-full"]
+        assert {(each["limit"], each["allowed"]) for each in told} <= {("things_waiting", children.MOST_WAITING)}
         # What is refused is kept in a commit before that of what waits.
         eventually(lambda: gateway.inbox()["child 0"].messages == 2, 30)
     assert len(gateway.inbox()) == children.MOST_WAITING

@@ -14,7 +14,7 @@ from iiot import clock, tenancy
 from iiot.config import Settings
 from iiot.services import api_keys, devices, limited, members, presence, sessions, tenants, users
 from tests import factories
-from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, node, run, serving, soon
+from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, is_over, node, run, serving, soon
 from tests.services import eventually
 
 
@@ -279,6 +279,21 @@ def test_writes_to_writable_signals_become_commands(server: Server, side: Side) 
     assert _commands(device) == [("write", {"on": True, "setpoint": 55.5}, email), ("write", {"note": "hello"}, email)]
 
 
+def test_what_is_written_twice_in_one_request_is_ordered_twice(server: Server, side: Side) -> None:
+    device = side.device(setpoint=20.0, on=False)
+    for key in ("setpoint", "on"):
+        side.change(device, key, writable=True)
+    email = side.user("operator")
+
+    async def act() -> None:
+        async with server.connected(email) as client:
+            setpoint, on = (node(client, f"{device.uid}/{key}") for key in ("setpoint", "on"))
+            await client.write_values([setpoint, on, setpoint], [ua.Variant(1.0), ua.Variant(True), ua.Variant(2.0)])
+
+    run(act())
+    assert _commands(device) == [("write", {"setpoint": 1.0, "on": True}, email), ("write", {"setpoint": 2.0}, email)]
+
+
 def test_set_status_is_stored_pushed_and_noted(server: Server, side: Side) -> None:
     device = side.device(temperature=1.0)
     email = side.user("engineer")
@@ -459,15 +474,7 @@ def test_an_api_key_is_a_password_until_it_is_revoked(server: Server, side: Side
         async with server.connected("scada", text) as client:
             assert await client.nodes.objects.get_child(["2:Devices"])
             revoked = await asyncio.to_thread(revoke)
-
-            async def ended() -> bool:
-                try:
-                    await client.nodes.server_state.read_value()
-                except (TimeoutError, ua.UaError, ConnectionError):
-                    return True
-                return False
-
-            await soon(ended)
+            await soon(lambda: is_over(client))
             return time.monotonic() - revoked
 
     assert run(look()) <= 1.0

@@ -24,7 +24,7 @@ ANSWERS = {Codes.Good, Codes.BadTypeMismatch, Codes.BadOutOfRange, Codes.BadServ
 
 
 @pytest.fixture(scope="module")
-def server(module_settings: Settings) -> Iterator[Server]:
+def server(module_settings: Settings, unmeasured: None) -> Iterator[Server]:
     with serving(module_settings) as running:
         yield running
 

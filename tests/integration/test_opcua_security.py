@@ -258,11 +258,12 @@ def test_connections_are_limited_and_idle_ones_end(server: Server, side: Side) -
 
     def crowd() -> None:
         began = time.monotonic()
-        idle = [_opened(server) for _ in range(7)]
+        # As many of one address as may wait there.
+        idle = [_opened(server, f"127.0.0.{2 + number // 2}") for number in range(7)]
         beyond: list[socket.socket] = []
         try:
             assert all(_greets(server, each) for each in idle)
-            beyond += [_opened(server) for _ in range(4)]
+            beyond += [_opened(server, f"127.0.0.{20 + number}") for number in range(4)]
             assert all(_is_closed(each, 5.0) for each in beyond)
             # Those before them are still served, long before anybody has idled too long.
             assert all(_greets(server, each) for each in idle)
@@ -284,9 +285,9 @@ def test_connections_are_limited_and_idle_ones_end(server: Server, side: Side) -
     run(look())
 
 
-def _opened(server: Server) -> socket.socket:
+def _opened(server: Server, source: str = "127.0.0.1") -> socket.socket:
     host, port = server.url.removeprefix("opc.tcp://").removesuffix("/iiot").split(":")
-    return socket.create_connection((host, int(port)), 20)
+    return socket.create_connection((host, int(port)), 20, (source, 0))
 
 
 def _greets(server: Server, connection: socket.socket) -> bool:

@@ -56,7 +56,9 @@ class Running:
 
 
 @pytest.fixture(scope="module", params=[*(name for name in names() if kind(name).takes_messages), "http"])
-def running(request: pytest.FixtureRequest, module_settings: Settings, workspace: Path) -> Iterator[Running]:
+def running(
+    request: pytest.FixtureRequest, module_settings: Settings, workspace: Path, unmeasured: None
+) -> Iterator[Running]:
     """Every protocol that takes messages."""
     folder = workspace / f"poison {request.param}"
     folder.mkdir(mode=0o755)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import pytest
 from iiot import config
 from iiot.embedded import ports
 from iiot.embedded.process import start_ticks
-from tests.services import ROOT, Stack, eventually, http_status, run_iiot
+from tests.services import ROOT, Stack, eventually, http_status, missing, run_iiot
 
 pytestmark = pytest.mark.timeout(300)
 CHILDREN = {"postgres", "valkey", "broker", "web", "mqtt", "stream", "coap", "opcua"}
@@ -220,6 +222,38 @@ def test_the_reconciler_may_ask_for_a_fresh_broker(stack: Stack) -> None:
     eventually(lambda: stack.children().get("broker", before) != before, 30)
     assert not (stack.data_dir / "mosquitto" / "rebuild").exists()
     eventually(stack.ready, 30)
+
+
+def test_a_port_that_is_taken_during_the_start_is_named(fresh: Stack) -> None:
+    address = "127.0.0.1", ports.free_port()
+    fresh.environment["IIOT_HTTP_BIND"] = f"{address[0]}:{address[1]}"
+    with socket.socket() as stranger, ThreadPoolExecutor(1) as beside:
+
+        def take() -> None:
+            eventually(lambda: "postgres    PostgreSQL" in fresh.console(), 60)
+            stranger.bind(address)
+            stranger.listen()
+
+        taken = beside.submit(take)
+        with pytest.raises(pytest.fail.Exception, match="IIOT_HTTP_BIND was taken by another program"):
+            fresh.start()
+        taken.result()
+    assert not (fresh.data_dir / "run.json").exists()
+
+
+def test_with_amqtt_a_reading_is_stored(fresh: Stack) -> None:
+    """On this machine because it is asked for; elsewhere because Mosquitto is missing."""
+    program = shutil.which("mosquitto_pub") or missing("mosquitto_pub (apt-get install mosquitto-clients)")
+    fresh.environment["IIOT_MQTT_BROKER"] = "amqtt"
+    mqtt = fresh.start()["mqtt"]
+    assert "amqtt on" in fresh.console()
+    tenants = json.loads(fresh.command("tenant", "list", "--json").stdout)
+    device = json.loads(fresh.command("device", "create", "pump", "--tenant", tenants[0]["id"], "--json").stdout)
+    login = ["-V", "mqttv311", "-i", device["id"], "-u", device["id"], "-P", device["token"]]
+    topic = ["-q", "1", "-t", f"iiot/{device['id']}/up/telemetry", "-m", '{"a": 1}']
+    where = ["-h", mqtt["host"], "-p", str(mqtt["port"])]
+    subprocess.run([program, *where, *login, *topic], check=True, timeout=30)
+    eventually(lambda: query(fresh, "SELECT count(*) FROM iiot.telemetry") == 1, 30)
 
 
 def test_killed_and_stopped_in_every_way_it_leaves_nothing_and_finds_everything(fresh: Stack) -> None:

@@ -95,12 +95,15 @@ def test_a_new_user_gets_from_an_empty_data_dir_to_a_live_reading(fresh: service
     _, raw = visitor.call("GET", f"/devices/{device['id']}/telemetry?keys=temperature,pressure")
     assert [[value for _, value in raw[key]] for key in ("temperature", "pressure")] == [[21.5], [1.25]]
     assert visitor.call("GET", f"/devices/{device['id']}")[1]["status"] == "online"
-    _send_with_a_certificate(visitor, run, device["id"], fresh.data_dir.parent)
-    services.eventually(lambda: latest()["temperature"] == 33.5, 30)
+    _send_with_a_certificate(visitor, run, device, fresh.data_dir.parent)
+    services.eventually(lambda: latest()["temperature"] == 34.5, 30)
+    _, raw = visitor.call("GET", f"/devices/{device['id']}/telemetry?keys=temperature")
+    assert [value for _, value in raw["temperature"]] == [21.5, 33.5, 34.5]
 
 
-def _send_with_a_certificate(visitor: Visitor, run: dict[str, Any], uid: str, folder: Path) -> None:
-    """The portal makes it, mosquitto_pub uses it; revoked, it opens nothing."""
+def _send_with_a_certificate(visitor: Visitor, run: dict[str, Any], device: dict[str, Any], folder: Path) -> None:
+    """The portal makes it, mosquitto_pub sends 33.5 with it; revoked, its 99 is nothing, and the token's 34.5 comes."""
+    uid = device["id"]
     status, made = visitor.call("POST", f"/devices/{uid}/certificates", {"name": "first"})
     assert status == 201, made
     assert made["broker_ca"] == Path(run["mqtt"]["ca_file"]).read_text()
@@ -109,11 +112,14 @@ def _send_with_a_certificate(visitor: Visitor, run: dict[str, Any], uid: str, fo
     files["key"].write_text(made["private_key"])
     where = ["-h", run["mqtt"]["host"], "-p", str(run["mqtt"]["cert_port"]), "--cafile", run["mqtt"]["ca_file"]]
     who = ["--cert", str(files["cert"]), "--key", str(files["key"]), "-i", uid]
-    what = ["-q", "1", "-t", f"iiot/{uid}/up/telemetry", "-m", '{"temperature": 33.5}']
+    what = ["-q", "1", "-t", f"iiot/{uid}/up/telemetry", "-m"]
     command = ["mosquitto_pub", *where, *who, *what]
-    assert subprocess.run(command, check=False, timeout=30, capture_output=True).returncode == 0
+    subprocess.run([*command, '{"temperature": 33.5}'], check=True, timeout=30, capture_output=True)
     assert visitor.call("DELETE", f"/devices/{uid}/certificates/{made['id']}")[0] == 204
-    assert subprocess.run(command, check=False, timeout=30, capture_output=True).returncode != 0
+    subprocess.run([*command, '{"temperature": 99}'], check=False, timeout=30, capture_output=True)
+    where = ["-h", run["mqtt"]["host"], "-p", str(run["mqtt"]["port"]), "-i", uid, "-u", uid, "-P", device["token"]]
+    command = ["mosquitto_pub", *where, *what, '{"temperature": 34.5}']
+    subprocess.run(command, check=True, timeout=30, capture_output=True)
 
 
 def _listen(visitor: Visitor, device_id: str) -> tuple[list[dict[str, Any]], socketio.Client]:

@@ -128,13 +128,16 @@ def test_settings_never_show_the_secret(env: Any) -> None:
 
 
 def test_load_reads_once(env: Any) -> None:
-    config.load.cache_clear()
-    try:
-        first = config.load()
-        env({"WEB_WORKERS": "9"})
-        assert config.load() is first
-    finally:
-        config.load.cache_clear()
+    with config.load.changing():
+        pass
+    first = config.load()
+    env({"WEB_WORKERS": "9"})
+    assert config.load() is first
+    with config.load.changing():
+        pass
+    assert config.load().web_workers == 9
+    with config.load.changing():
+        pass
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------------------------

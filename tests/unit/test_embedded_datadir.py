@@ -71,9 +71,15 @@ def test_a_taken_default_port_is_replaced_and_a_chosen_one_is_not() -> None:
         taken = holder.getsockname()[1]
         assert not ports.is_free("127.0.0.1", taken)
         assert ports.choose("127.0.0.1", taken) != taken
-    free = ports.free_port()
-    assert ports.choose("127.0.0.1", free) == free
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
     assert ports.choose("127.0.0.1", free, {free}) != free
+    assert ports.choose("127.0.0.1", free) == free
+    # Its server does not listen yet: whoever asks now, here or in another process, gets another one.
+    assert ports.choose("127.0.0.1", free) != free
+    code = f"from iiot.embedded import ports; print(ports.choose('127.0.0.1', {free}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert int(other.stdout) != free
 
 
 def test_no_port_is_chosen_twice_before_its_server_listens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,20 @@ function showMenu(open) {
   else if (sidebar.contains(document.activeElement)) menu.focus();
 }
 
+// A dialog that several buttons share is filled by the one that opens it.
+function open({ dataset }) {
+  const dialog = document.getElementById(dataset.open);
+  if (dataset.action) {
+    dialog.querySelector("form").action = dataset.action;
+    dialog.querySelector("h2").textContent = dataset.title;
+    dialog.querySelector("[autofocus]").value = dataset.value;
+  }
+  dialog?.showModal();
+}
+
 document.addEventListener("click", (event) => {
   const opener = event.target.closest("[data-open]");
-  if (opener) document.getElementById(opener.dataset.open)?.showModal();
+  if (opener) open(opener);
   if (event.target.closest("[data-close]") || event.target.tagName === "DIALOG") event.target.closest("dialog").close();
   if (menu?.contains(event.target)) showMenu(!sidebar.classList.contains("open"));
   else if (sidebar?.classList.contains("open") && !sidebar.contains(event.target)) showMenu(false);
@@ -66,5 +77,16 @@ document.addEventListener("htmx:before:response", (event) => {
 
 // Parts of a page that follow the server (hx-trigger="iiot-tick from:body") ask again every five seconds while somebody can see them.
 setInterval(() => { if (!document.hidden) document.body.dispatchEvent(new Event("iiot-tick")); }, 5000);
+
+// Tabs that do not fit begin with the current one in sight, and say on which side there are more.
+for (const tabs of document.querySelectorAll(".tabs")) {
+  const mark = () => {
+    tabs.toggleAttribute("data-before", tabs.scrollLeft > 1);
+    tabs.toggleAttribute("data-after", tabs.scrollLeft + tabs.clientWidth < tabs.scrollWidth - 1);
+  };
+  tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+  tabs.addEventListener("scroll", mark);
+  new ResizeObserver(mark).observe(tabs);
+}
 
 for (const dialog of document.querySelectorAll("dialog[data-start-open]")) dialog.showModal();
