@@ -392,6 +392,20 @@ def test_the_theme_follows_the_system_until_it_is_chosen(watch: Watch, browser: 
     expect(root).to_have_attribute("data-bs-theme", "light")
 
 
+def test_tabs_that_do_not_fit_begin_with_the_current_one_in_sight_and_leave_the_keyboard_at_the_top(
+    watch: Watch, account: Account
+) -> None:
+    device = account.add_device("Many tabs")
+    page = watch.open(width=390)
+    page.goto(f"/devices/{device['id']}/settings")
+    tabs = page.get_by_role("navigation", name="Device")
+    expect(tabs.get_by_role("link", name="Settings")).to_be_in_viewport(ratio=0.9)
+    assert tabs.evaluate("tabs => tabs.scrollLeft") > 0
+    expect(tabs).to_have_attribute("data-before", "")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+
+
 def test_the_dialog_and_the_menu_work_by_keyboard(watch: Watch) -> None:
     page = watch.open(width=390)
     page.goto("/devices")

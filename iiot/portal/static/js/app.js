@@ -84,7 +84,9 @@ for (const tabs of document.querySelectorAll(".tabs")) {
     tabs.toggleAttribute("data-before", tabs.scrollLeft > 1);
     tabs.toggleAttribute("data-after", tabs.scrollLeft + tabs.clientWidth < tabs.scrollWidth - 1);
   };
-  tabs.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+  // Not scrollIntoView: the first Tab key would go on from there, past the link to the content.
+  const current = tabs.querySelector("[aria-current]");
+  if (current) tabs.scrollLeft += current.getBoundingClientRect().left - tabs.getBoundingClientRect().left - (tabs.clientWidth - current.offsetWidth) / 2;
   tabs.addEventListener("scroll", mark);
   new ResizeObserver(mark).observe(tabs);
 }
