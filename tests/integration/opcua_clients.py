@@ -6,6 +6,7 @@ import datetime
 import functools
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,15 @@ class Server:
         async with made:
             yield made
 
+    async def channel(self, user: str, name: str = "client") -> Client:
+        """A client with a secure channel and no session."""
+        made = self.client(user, name=name)
+        await secure(made)
+        await made.connect_socket()
+        await made.send_hello()
+        await made.open_secure_channel()
+        return made
+
 
 async def secure(client: Client) -> None:
     """Basic256Sha256, SignAndEncrypt."""
@@ -159,6 +169,13 @@ class Side:
         with tenancy.work(tenancy.of(principal)) as db:
             listed, text = api_keys.create(db, principal, api_keys.Wish("scada", tuple(scopes) or None))
         return text, listed.uid
+
+    def revoke(self, role: str, uid: str) -> float:
+        """Revoke this API key of the user with this role; returns when it was done, in monotonic seconds."""
+        principal = self.principal(role)
+        with tenancy.work(tenancy.of(principal)) as db:
+            api_keys.revoke(db, principal, uid)
+        return time.monotonic()
 
 
 @contextlib.contextmanager

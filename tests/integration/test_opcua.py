@@ -12,7 +12,7 @@ from asyncua import ua
 
 from iiot import clock, tenancy
 from iiot.config import Settings
-from iiot.services import api_keys, devices, limited, members, presence, sessions, tenants, users
+from iiot.services import devices, limited, members, presence, sessions, tenants, users
 from tests import factories
 from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, is_over, node, run, serving, soon
 from tests.services import eventually
@@ -464,16 +464,10 @@ def test_a_limited_member_sees_its_devices_alone(server: Server, side: Side) -> 
 def test_an_api_key_is_a_password_until_it_is_revoked(server: Server, side: Side) -> None:
     text, uid = side.key("admin", "device:read", "telemetry:read")
 
-    def revoke() -> float:
-        principal = side.principal("admin")
-        with tenancy.work(tenancy.of(principal)) as db:
-            api_keys.revoke(db, principal, uid)
-        return time.monotonic()
-
     async def look() -> float:
         async with server.connected("scada", text) as client:
             assert await client.nodes.objects.get_child(["2:Devices"])
-            revoked = await asyncio.to_thread(revoke)
+            revoked = await asyncio.to_thread(side.revoke, "admin", uid)
             await soon(lambda: is_over(client))
             return time.monotonic() - revoked
 

@@ -19,7 +19,7 @@ from iiot.ids import new_uid
 from protocols.opcua_history import LARGEST_PAGE
 from protocols.opcua_session import SERVICES, TenantSession
 from tests import factories
-from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, node, run, secure, serving
+from tests.integration.opcua_clients import PASSWORD, Heard, Server, Side, node, run, serving
 
 Codes = ua.StatusCodes
 
@@ -413,16 +413,6 @@ def test_nothing_that_is_found_by_browsing_is_not_ones_own(server: Server, sides
         assert word not in said
 
 
-async def _channel(server: Server, email: str, name: str = "client") -> Client:
-    """A client with a secure channel and no session."""
-    made = server.client(email, name=name)
-    await secure(made)
-    await made.connect_socket()
-    await made.send_hello()
-    await made.open_secure_channel()
-    return made
-
-
 def _with_token(client: Client, token: ua.NodeId, nonce: bytes) -> Client:
     """What a session is taken up again with."""
     client.uaclient.session.restore_authentication_token(token)
@@ -436,7 +426,7 @@ def test_a_session_is_taken_up_again_by_its_own_person_and_certificate_alone(ser
     text = f"{sides.theirs.uid}/temperature"
 
     async def refuse(token: ua.NodeId, nonce: bytes, name: str) -> str:
-        thief = _with_token(await _channel(server, stranger, name), token, nonce)
+        thief = _with_token(await server.channel(stranger, name), token, nonce)
         try:
             with pytest.raises(ua.UaStatusCodeError) as caught:
                 await thief.activate_session(username=stranger, password=PASSWORD)
@@ -447,7 +437,7 @@ def test_a_session_is_taken_up_again_by_its_own_person_and_certificate_alone(ser
             thief.disconnect_socket()
 
     async def attack() -> None:
-        victim = await _channel(server, email)
+        victim = await server.channel(email)
         await victim.create_session()
         nonce = (await victim.activate_session(username=email, password=PASSWORD)).ServerNonce
         token = victim.uaclient.session.authentication_token
@@ -460,7 +450,7 @@ def test_a_session_is_taken_up_again_by_its_own_person_and_certificate_alone(ser
         for number in range(1001, 1004):
             assert await refuse(ua.NodeId(number), nonce, "client") == "BadSessionIdInvalid"
         assert await node(victim, text).read_value() == 424242.0137
-        heir = _with_token(await _channel(server, email), token, nonce)
+        heir = _with_token(await server.channel(email), token, nonce)
         await heir.activate_session(username=email, password=PASSWORD)
         assert await node(heir, text).read_value() == 424242.0137
         with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):

@@ -11,9 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from asyncua import Client, ua
 
-from iiot import clock, tenancy
+from iiot import clock
 from iiot.config import Settings
-from iiot.services import api_keys
 from tests import factories
 from tests.integration.opcua_clients import Heard, Server, Side, is_over, node, run, secure, serving, soon
 
@@ -31,26 +30,10 @@ def side() -> Side:
     return Side(factories.make_tenant())
 
 
-async def channel(server: Server, name: str = "client") -> Client:
-    """A client with a secure channel and no session."""
-    made = server.client("nobody", name=name)
-    await secure(made)
-    await made.connect_socket()
-    await made.send_hello()
-    await made.open_secure_channel()
-    return made
-
-
 def test_a_session_whose_timeout_is_no_number_disturbs_nobody(server: Server, side: Side) -> None:
     """In a timer a NaN breaks the order of all others: values, checks of rights and everybody's sessions stood still."""
     device = side.device(a=0.0)
     text, uid = side.key("admin", "device:read", "telemetry:read")
-
-    def revoke() -> float:
-        principal = side.principal("admin")
-        with tenancy.work(tenancy.of(principal)) as db:
-            api_keys.revoke(db, principal, uid)
-        return time.monotonic()
 
     async def look() -> float:
         strangers: list[Client] = []
@@ -58,7 +41,7 @@ def test_a_session_whose_timeout_is_no_number_disturbs_nobody(server: Server, si
             heard = Heard()
             await (await client.create_subscription(100, heard)).subscribe_data_change(node(client, f"{device.uid}/a"))
             for number, wanted in enumerate((float("nan"), float("inf"), float("-inf"), -1.0, 0.0, float("nan"))):
-                stranger = await channel(server)
+                stranger = await server.channel("nobody")
                 strangers.append(stranger)
                 params = ua.CreateSessionParameters(
                     EndpointUrl=server.url, ClientNonce=bytes(32), RequestedSessionTimeout=wanted
@@ -67,7 +50,7 @@ def test_a_session_whose_timeout_is_no_number_disturbs_nobody(server: Server, si
                 assert answer.RevisedSessionTimeout == 600_000
                 await asyncio.to_thread(factories.store, device.uid, a=float(number))
                 await heard.until((f"{device.uid}/a", float(number)))
-            revoked = await asyncio.to_thread(revoke)
+            revoked = await asyncio.to_thread(side.revoke, "admin", uid)
             await soon(lambda: is_over(program))
             ended = time.monotonic()
         for stranger in strangers:
