@@ -108,7 +108,7 @@ def check_adapter(name: str, url: str | None = None) -> str:
     if url is not None and getattr(config.load(), url) in (None, "", "off"):
         return "off"
     deadline = time.monotonic() + adapters.BEAT_SECONDS
-    while adapters.running() and name not in (adapters.running() or ()) and time.monotonic() < deadline:
+    while (found := adapters.running()) and name not in found and time.monotonic() < deadline:
         time.sleep(0.25)
     try:
         adapters.check(name)
