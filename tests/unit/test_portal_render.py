@@ -1,6 +1,7 @@
 """What templates show of numbers, payloads and moments, and the commands people paste."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +59,9 @@ def _entries(
     **fields: Any,
 ) -> dict[str, connect.Entry]:
     uid = "u" * 26
-    place = connect.Place(config.read(_env_file=None, **fields), base, uid, token, uid, running)
+    # A data dir of nobody: in that of this folder are the addresses of a portal which somebody has started here.
+    settings = config.read(_env_file=None, data_dir=Path("of nobody"), **fields)
+    place = connect.Place(settings, base, uid, token, uid, running)
     return {entry.name: entry for entry in connect.entries(place)}
 
 
